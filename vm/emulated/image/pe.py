@@ -8,9 +8,8 @@ import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import pefile
-
 from vm.emulated.image.checksum import pe_checksum
+from vm.emulated.image.headers import Directory, Headers, read_headers
 from vm.emulated.image.tables import (
     DebugRecord,
     Export,
@@ -26,7 +25,7 @@ from vm.errors import PackageError
 PAGE_SIZE = 0x1000
 LARGEST_IMAGE_BYTES = 64 << 20
 
-_MACHINES = {0x14C: "32-bit x86", 0x1C4: "32-bit ARM", 0xAA64: "ARM64", 0x200: "Itanium"}
+_MACHINES = {0xAA64: "ARM64", 0x200: "Itanium"}
 _MACHINE_AMD64 = 0x8664
 _SUBSYSTEM_NATIVE = 1
 _FILE_RELOCS_STRIPPED = 0x0001
@@ -37,13 +36,9 @@ _SCN_EXECUTE = 0x20000000
 _SCN_READ = 0x40000000
 _SCN_WRITE = 0x80000000
 
-# Indexes of the data directories (winnt.h, IMAGE_DIRECTORY_ENTRY_*).
-_EXPORT, _IMPORT, _EXCEPTION, _SECURITY, _BASERELOC, _DEBUG, _LOAD_CONFIG, _COM = 0, 1, 3, 4, 5, 6, 10, 14
-
-_IMAGE_BASE_IN_OPTIONAL_HEADER = 24
-_CHECKSUM_IN_OPTIONAL_HEADER = 64
 _COOKIE_IN_LOAD_CONFIG = 0x58
 _QUAD = struct.Struct("<Q")
+_RUNTIME_FUNCTION = struct.Struct("<III")
 
 _BUILD_HINT = "build the driver for x64 with './inv build' or with the WDK and deploy the .sys that comes out"
 
@@ -145,6 +140,11 @@ class Image:
         """The section that holds `rva`, or None for headers, gaps and beyond."""
         return next((section for section in self.sections if rva in section), None)
 
+    def runtime_functions(self) -> tuple[tuple[int, int, int], ...]:
+        """The RUNTIME_FUNCTION entries of `.pdata`: (begin RVA, end RVA, RVA of the unwind information)."""
+        rva, size = self.exception_directory
+        return tuple(_RUNTIME_FUNCTION.iter_unpack(self.template[rva : rva + size]))
+
     def __repr__(self) -> str:
         return f"<Image {self.name} {self.sha256[:12]} base={self.base:#x} size={self.size:#x}>"
 
@@ -156,124 +156,103 @@ def parse_image(data: bytes, name: str) -> Image:
         PackageError: it is not a complete, relocatable, native x64 PE image; the message says in one sentence what
             is wrong with it.
     """
-    pe = _headers(data, name)
-    optional = pe.OPTIONAL_HEADER
-    optional_offset: int = optional.get_file_offset()
-    directories = [(d.VirtualAddress, d.Size) for d in optional.DATA_DIRECTORY]
-    directories += [(0, 0)] * (16 - len(directories))
-    _refuse_what_is_no_driver(pe, directories, name)
-
-    size = _pages(optional.SizeOfImage)
-    if size > LARGEST_IMAGE_BYTES:
-        raise PackageError(
-            f"'{name}' wants {size >> 20} MiB of kernel memory; the machine gives an image at most "
-            f"{LARGEST_IMAGE_BYTES >> 20} MiB.",
-            hint="look for a very large array in the driver's data; if there is none the file is damaged",
-        )
-    sections = _sections(pe, data, size, name)
-    _check_entry(optional.AddressOfEntryPoint, sections, name)
-    _check_security(directories[_SECURITY], len(data), name)
+    headers = read_headers(data, name)
+    _refuse_what_is_no_driver(headers, name)
+    directories = headers.directories
+    size = _pages(headers.size_of_image)
+    sections = _sections(headers, data, size, name)
+    _check_entry(headers.entry_rva, sections, name)
+    _check_security(directories[Directory.SECURITY], len(data), name)
 
     template = bytearray(size)
-    headers_size: int = min(optional.SizeOfHeaders, sections[0].rva)
-    template[:headers_size] = data[:headers_size].ljust(headers_size, b"\0")
+    headers_size = min(headers.size_of_headers, sections[0].rva)
+    if headers_size > len(data) or headers.checksum_offset + 4 > headers_size:
+        raise PackageError(f"'{name}' is cut off inside its headers.", hint=_BUILD_HINT)
+    template[:headers_size] = data[:headers_size]
     for section in sections:
         template[section.rva : section.rva + len(section.data)] = section.data
     view = ImageView(bytes(template), name)
 
-    checksum_field = optional_offset + _CHECKSUM_IN_OPTIONAL_HEADER
     return Image(
         name=name,
         sha256=hashlib.sha256(data).hexdigest(),
-        base=optional.ImageBase,
+        base=headers.image_base,
         size=size,
-        entry_rva=optional.AddressOfEntryPoint,
-        timestamp=pe.FILE_HEADER.TimeDateStamp,
+        entry_rva=headers.entry_rva,
+        timestamp=headers.timestamp,
         headers_size=headers_size,
         sections=sections,
-        imports=read_imports(view, *directories[_IMPORT]),
-        relocations=read_relocations(view, *directories[_BASERELOC]),
-        exports=read_exports(view, *directories[_EXPORT]),
-        exception_directory=_exception_directory(view, directories[_EXCEPTION]),
-        debug=read_debug_record(view, *directories[_DEBUG]),
-        security_cookie_rva=_security_cookie(view, directories[_LOAD_CONFIG], optional.ImageBase),
-        checksum=optional.CheckSum,
-        checksum_ok=optional.CheckSum == pe_checksum(data, checksum_field),
-        is_signed=directories[_SECURITY][1] > 0,
+        imports=read_imports(view, *directories[Directory.IMPORT]),
+        relocations=read_relocations(view, *directories[Directory.BASE_RELOCATION]),
+        exports=read_exports(view, *directories[Directory.EXPORT]),
+        exception_directory=_exception_directory(view, directories[Directory.EXCEPTION]),
+        debug=read_debug_record(view, *directories[Directory.DEBUG]),
+        security_cookie_rva=_security_cookie(view, directories[Directory.LOAD_CONFIG], headers.image_base),
+        checksum=headers.checksum,
+        checksum_ok=headers.checksum == pe_checksum(data, headers.checksum_offset),
+        is_signed=directories[Directory.SECURITY][1] > 0,
         template=view.data,
-        _base_field=optional_offset + _IMAGE_BASE_IN_OPTIONAL_HEADER,
+        _base_field=headers.image_base_offset,
     )
 
 
-def _headers(data: bytes, name: str) -> pefile.PE:
-    if data[:2] != b"MZ":
-        raise PackageError(f"'{name}' is not a PE image: it does not begin with 'MZ'.", hint=_BUILD_HINT)
-    try:
-        return pefile.PE(data=data, fast_load=True)
-    except pefile.PEFormatError as error:
-        raise PackageError(
-            f"'{name}' is not a PE image or its headers are cut off ({error.value}).", hint=_BUILD_HINT
-        ) from error
-
-
-def _refuse_what_is_no_driver(pe: pefile.PE, directories: list[tuple[int, int]], name: str) -> None:
-    machine = pe.FILE_HEADER.Machine
-    if machine != _MACHINE_AMD64:
-        what = _MACHINES.get(machine, f"machine type {machine:#06x}")
+def _refuse_what_is_no_driver(headers: Headers, name: str) -> None:
+    if headers.machine != _MACHINE_AMD64:
+        what = _MACHINES.get(headers.machine, f"machine type {headers.machine:#06x}")
         raise PackageError(f"'{name}' is built for {what}, the machine is x64.", hint=_BUILD_HINT)
-    if not hasattr(pe, "OPTIONAL_HEADER") or pe.OPTIONAL_HEADER.Magic != pefile.OPTIONAL_HEADER_MAGIC_PE_PLUS:
-        raise PackageError(f"'{name}' has no 64-bit optional header (PE32+).", hint=_BUILD_HINT)
-    if directories[_COM][1]:
+    if headers.directories[Directory.MANAGED][1]:
         raise PackageError(f"'{name}' is a managed (.NET) image, not a driver.", hint=_BUILD_HINT)
-    subsystem = pe.OPTIONAL_HEADER.Subsystem
-    if subsystem != _SUBSYSTEM_NATIVE:
-        kind = "DLL" if pe.FILE_HEADER.Characteristics & _FILE_DLL else "EXE"
+    if headers.subsystem != _SUBSYSTEM_NATIVE:
+        kind = "DLL" if headers.characteristics & _FILE_DLL else "EXE"
         raise PackageError(
-            f"'{name}' is a user-mode {kind} (subsystem {subsystem}), not a driver (subsystem 1, native).",
+            f"'{name}' is a user-mode {kind} (subsystem {headers.subsystem}), not a driver (subsystem 1, native).",
             hint="link with /driver and /subsystem:native",
         )
-    if pe.FILE_HEADER.Characteristics & _FILE_RELOCS_STRIPPED:
+    if headers.characteristics & _FILE_RELOCS_STRIPPED:
         raise PackageError(
             f"'{name}' has no relocations, so it cannot be loaded where the kernel wants it.",
             hint="link with /dynamicbase and without /fixed",
         )
-    if pe.OPTIONAL_HEADER.SectionAlignment % PAGE_SIZE:
+    if headers.section_alignment == 0 or headers.section_alignment % PAGE_SIZE:
         raise PackageError(
-            f"'{name}' aligns its sections to {pe.OPTIONAL_HEADER.SectionAlignment:#x} bytes, not to pages, so they "
-            "cannot be protected one by one.",
+            f"'{name}' aligns its sections to {headers.section_alignment:#x} bytes, not to pages, so they cannot be "
+            "protected one by one.",
             hint="link without /align, or with /align:4096",
+        )
+    if headers.size_of_image > LARGEST_IMAGE_BYTES:
+        raise PackageError(
+            f"'{name}' wants {headers.size_of_image >> 20} MiB of kernel memory; the machine gives an image at most "
+            f"{LARGEST_IMAGE_BYTES >> 20} MiB.",
+            hint="look for a very large array in the driver's data; if there is none the file is damaged",
         )
 
 
-def _sections(pe: pefile.PE, data: bytes, size: int, name: str) -> tuple[Section, ...]:
+def _sections(headers: Headers, data: bytes, size: int, name: str) -> tuple[Section, ...]:
     sections: list[Section] = []
     end_of_previous = PAGE_SIZE
-    if len(pe.sections) != pe.FILE_HEADER.NumberOfSections:
-        raise PackageError(f"'{name}' is cut off inside its section table.", hint=_BUILD_HINT)
-    for header in pe.sections:
-        title = header.Name.rstrip(b"\0").decode("ascii", "replace")
-        virtual_size = header.Misc_VirtualSize or header.SizeOfRawData
-        rva, raw, raw_size = header.VirtualAddress, header.PointerToRawData, header.SizeOfRawData
-        if raw_size and raw + min(raw_size, virtual_size) > len(data):
+    for header in headers.sections:
+        virtual_size = header.virtual_size or header.raw_size
+        used = min(header.raw_size, virtual_size)
+        if used and header.raw_offset + used > len(data):
             raise PackageError(
-                f"'{name}' is cut off: section '{title}' ends at file offset {raw + raw_size:#x}, the file at "
-                f"{len(data):#x}.",
+                f"'{name}' is cut off: section '{header.name}' ends at file offset {header.raw_offset + used:#x}, the "
+                f"file at {len(data):#x}.",
                 hint=_BUILD_HINT,
             )
-        if rva < end_of_previous or rva % PAGE_SIZE or rva + virtual_size > size:
+        if header.rva < end_of_previous or header.rva % PAGE_SIZE or header.rva + virtual_size > size:
             raise PackageError(
-                f"'{name}' is damaged: section '{title}' at {rva:#x} overlaps its neighbour, is not page-aligned or "
-                f"lies outside the image.",
+                f"'{name}' is damaged: section '{header.name}' at {header.rva:#x} overlaps its neighbour, is not "
+                "page-aligned or lies outside of the image.",
                 hint=_BUILD_HINT,
             )
-        end_of_previous = _pages(rva + virtual_size)
-        flags = header.Characteristics
+        end_of_previous = _pages(header.rva + virtual_size)
+        flags = header.characteristics
         sections.append(
             Section(
-                name=title,
-                rva=rva,
+                name=header.name,
+                rva=header.rva,
                 virtual_size=virtual_size,
-                data=bytes(data[raw : raw + min(raw_size, virtual_size)]),
+                data=bytes(data[header.raw_offset : header.raw_offset + used]),
                 readable=bool(flags & _SCN_READ),
                 writable=bool(flags & _SCN_WRITE),
                 executable=bool(flags & _SCN_EXECUTE),
