@@ -1,0 +1,87 @@
+"""Why a driver did not load or unload, in words: HRESULTs as fltmc prints them and the statuses behind them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from harness.client import hresult, ntstatus
+
+_HRESULT = re.compile(r"0x(8[0-9a-fA-F]{7})\b")
+_NTSTATUS = re.compile(r"0x([Cc][0-9a-fA-F]{7})\b")
+
+_AT_LOAD: Mapping[int, tuple[str, str]] = MappingProxyType(
+    {
+        0x80070002: (
+            "the service key, its image or its 'Instances' key was not found",
+            "look at: reg query HKLM\\SYSTEM\\CurrentControlSet\\Services\\<service> /s",
+        ),
+        0x8007007F: (
+            "the image imports a function that the system does not have",
+            "compare the imports with what the machine offers: ./inv build prints them",
+        ),
+        0x800700B7: ("a driver or an object of this name exists already", "unload it first: fltmc unload"),
+        0x800700C1: ("the image is not a 64-bit driver", "build it again: ./inv clean, then ./inv build"),
+        0x80070241: (
+            "the signature of the image is not valid on this machine",
+            "is testsigning on, and the certificate in Root and TrustedPublisher?",
+        ),
+        0x80070420: ("the driver is loaded already", "unload it first: fltmc unload"),
+        0x80070522: (
+            "the user may not load drivers",
+            "log on as an administrator with SeLoadDriverPrivilege",
+        ),
+        0x800707D1: ("the image is not a valid driver", "build it again: ./inv clean, then ./inv build"),
+        0x801F0010: ("its unload callback refused, or it has none", ""),
+        0x801F0011: ("another filter has the same altitude", "choose another altitude in harness.toml"),
+        0x801F0012: ("another instance has the same name", "unload the other filter first: fltmc unload"),
+    }
+)
+
+_STATUSES = (
+    *(
+        ntstatus.INSUFFICIENT_RESOURCES,
+        ntstatus.INVALID_PARAMETER,
+        ntstatus.NOT_SUPPORTED,
+        ntstatus.ACCESS_DENIED,
+    ),
+    *(ntstatus.OBJECT_NAME_NOT_FOUND, ntstatus.OBJECT_NAME_COLLISION, ntstatus.INVALID_DEVICE_REQUEST),
+    *(ntstatus.NOT_FOUND, ntstatus.REVISION_MISMATCH, ntstatus.DELETE_PENDING, 0xC0000001, 0xC0000002),
+    *(0xC000007B, 0xC0000139, 0xC000026C, 0xC0000365, 0xC000038E, 0xC0000428),
+)
+"""Statuses that DriverEntry and the loader return in practice."""
+
+
+def find_hresult(output: str) -> int | None:
+    """The HRESULT in what fltmc printed ("Load failed with error: 0x80070002"), None when there is none."""
+    match = _HRESULT.search(output)
+    return int(match[1], 16) if match else None
+
+
+def find_status(output: str) -> int | None:
+    """An NTSTATUS that was printed beside it, None when there is none."""
+    match = _NTSTATUS.search(output)
+    return int(match[1], 16) if match else None
+
+
+def explain(code: int, output: str = "") -> str:
+    """What a failure of fltmc means: the meaning, the HRESULT, and the status behind it as far as it can be told."""
+    status = find_status(output)
+    if status is not None:
+        names = [ntstatus.name(status)]
+    else:
+        names = [ntstatus.name(known) for known in _STATUSES if hresult.from_ntstatus(known) == code]
+        names = [name for name in names if name.startswith("STATUS_")]
+    behind = f", from {' or '.join(names)}" if names else ""
+    meaning = _AT_LOAD[code][0] if code in _AT_LOAD else f"DriverEntry failed with {_named(code, names)}"
+    return f"{meaning} (0x{code:08X}{behind})"
+
+
+def advise(code: int) -> str | None:
+    """What to do about a failure of fltmc, None when nothing useful is known."""
+    return (_AT_LOAD[code][1] if code in _AT_LOAD else hresult.describe(code).advice) or None
+
+
+def _named(code: int, names: list[str]) -> str:
+    return " or ".join(names) if names else hresult.describe(code).name

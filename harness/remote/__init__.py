@@ -1,0 +1,1 @@
+"""The guest as the harness talks to it: commands over WinRM, files over SFTP."""
