@@ -201,8 +201,6 @@ class Sftp:
         shown = transport.get_remote_server_key()
         if not key or shown.get_name() != kind or shown.get_base64() != key.split(" ")[0]:
             self._disconnect()
-                base64.b64encode(shown.fingerprint.encode()).decode() if not key else shown.fingerprint
-            )
             raise GuestError(
                 f"the SSH host key at {self.where} is not the one that belongs to this machine ({shown.fingerprint})",
                 hint="something else listens there; ./inv vm.stop, then start the machine again",
