@@ -45,6 +45,16 @@ _ALGORITHMS: dict[str, hashes.HashAlgorithm] = {
     "sha384": hashes.SHA384(),
     "sha512": hashes.SHA512(),
 }
+# What reading a damaged certificate or PKCS #7 structure raises; cryptography's own classes derive from Exception.
+_UNREADABLE = (
+    ValueError,
+    KeyError,
+    IndexError,
+    UnsupportedAlgorithm,
+    x509.InvalidVersion,
+    x509.DuplicateExtension,
+    x509.UnsupportedGeneralNameType,
+)
 _SIGN_AGAIN = "sign the image again; a signed image must not be changed afterwards"
 
 
@@ -147,7 +157,7 @@ def verify_embedded(data: bytes, name: str = "image") -> SignatureInfo:
     blob = _first_signature(data[length:], name)
     try:
         signed = _SignedData.parse(blob)
-    except (ValueError, KeyError, IndexError) as error:
+    except _UNREADABLE as error:
         raise SignatureError(f"The signature of '{name}' is not readable.", hint=_SIGN_AGAIN) from error
 
     actual = _digest(data, headers, length, signed.algorithm)
@@ -166,7 +176,10 @@ def verify_embedded(data: bytes, name: str = "image") -> SignatureInfo:
         )
     if not _made_by(signed):
         raise SignatureError(f"The signature of '{name}' was not made by its certificate.", hint=_SIGN_AGAIN)
-    return _info(signed)
+    try:
+        return _info(signed)
+    except _UNREADABLE as error:
+        raise SignatureError(f"The certificate in '{name}' is not readable.", hint=_SIGN_AGAIN) from error
 
 
 def _digest(data: bytes, headers: Headers, length: int, algorithm: str) -> bytes:
@@ -226,7 +239,7 @@ class _SignedData:
         _, digest_info = content.expect(der.SEQUENCE).children()
         image_algorithm, image_digest = digest_info.children()
 
-        stored = next(each for each in sets if each.tag == der.context(0, constructed=True))
+        (stored,) = [each for each in sets if each.tag == der.context(0, constructed=True)]
         certificates = tuple(each.encoded for each in stored.children())
         (signer,) = signer_infos.expect(der.SET).children()
         _, identity, signer_algorithm, attributes, _, signature, *_ = signer.children()
@@ -285,7 +298,7 @@ def _made_by(signed: _SignedData) -> bool:
             key.verify(signed.signature, signed.signed_attributes, ec.ECDSA(algorithm))
         else:
             return False
-    except (InvalidSignature, UnsupportedAlgorithm):
+    except (InvalidSignature, *_UNREADABLE):
         return False
     return True
 
