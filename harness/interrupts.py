@@ -1,0 +1,45 @@
+"""Signals that end a command: all of them take the way of Ctrl-C, so that every `finally` runs."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+EXIT_INTERRUPTED = 130
+"""Exit status of a command that Ctrl-C ended, as shells count it."""
+
+
+class TerminatedError(KeyboardInterrupt):
+    """The process was asked to end by another signal than Ctrl-C; `exit_status` is 128 + its number."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.exit_status = 128 + number
+
+
+def exit_status(interrupt: KeyboardInterrupt) -> int:
+    """The exit status that belongs to an interrupt."""
+    return interrupt.exit_status if isinstance(interrupt, TerminatedError) else EXIT_INTERRUPTED
+
+
+@contextmanager
+def signals_interrupt() -> Iterator[None]:
+    """Within, SIGTERM, SIGHUP (POSIX) and Ctrl-Break (Windows) raise in the main thread, as Ctrl-C does."""
+    names = [name for name in ("SIGTERM", "SIGHUP", "SIGBREAK") if hasattr(signal, name)]
+    previous = {getattr(signal, name): signal.getsignal(getattr(signal, name)) for name in names}
+    # A shell starts background jobs with SIGINT ignored; a command of ours must be stoppable all the same.
+    previous[signal.SIGINT] = signal.getsignal(signal.SIGINT)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for name in names:
+        signal.signal(getattr(signal, name), _raise)
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _raise(number: int, _frame: FrameType | None) -> None:
+    raise TerminatedError(number)

@@ -1,0 +1,219 @@
+"""Runs a suite inside a guest and finds out what became of it, whatever happens to the guest on the way."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness.deployment.plan import GUEST_ROOT
+from harness.remote.faults import ConnectionLostError, ShellGoneError
+from harness.remote.guest import Guest
+from harness.remote.quoting import quotable
+from harness.remote.winrm import CommandResult
+from harness.runs import upload
+from harness.runs.directory import RunDirectory
+from harness.runs.journal import Event, Journal
+from harness.runs.stream import EventStream
+from vm.deadline import Deadline
+from vm.errors import ConfigurationError, DeadlineExceededError, DownlinkError, GuestError
+from vm.machine import Condition, Machine
+
+BOOT_SECONDS = 120
+"""How long a guest that crashed may take to come back."""
+
+COLLECT_SECONDS = 60
+"""How long fetching of results and crash files may take, also when the run's deadline has passed."""
+
+_EXIT_PROBLEMS = {
+    3: "pytest in the guest failed internally; look at guest-output.txt",
+    4: "pytest in the guest refused its command line; look at guest-output.txt",
+}
+_EXIT_NO_TESTS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class SuiteRequest:
+    """What to run: the suite's directory on the host, a selection (None = everything), a limit per test."""
+
+    root: Path
+    suites: Path
+    select: str | None
+    test_seconds: int
+
+
+def check_selection(select: str | None) -> None:
+    """Refuse a selection that cannot reach the guest unchanged; raises `ConfigurationError`."""
+    if select is not None and not quotable(select):
+        raise ConfigurationError(
+            f"the selection {select!r} has a character that does not pass through cmd.exe",
+            hint='leave out double quotes and percent signs: --select "not slow"',
+        )
+
+
+def run_suite(
+    machine: Machine,
+    guest: Guest,
+    request: SuiteRequest,
+    run: RunDirectory,
+    journal: Journal,
+    deadline: Deadline,
+    on_event: Callable[[Event], None],
+) -> None:
+    """Run the suite and write everything that happens to the journal.
+
+    Failing tests, a crashed machine and a passed deadline are results, not errors of this function.
+
+    Args:
+        machine: the machine, asked for its condition afterwards.
+        guest: its guest, with the driver loaded.
+        request: what to run.
+        run: gets the guest's output and the collected files.
+        journal: gets the events.
+        deadline: for the whole suite.
+        on_event: told of each event when it has been written.
+
+    Raises:
+        ConfigurationError: there is no such suite.
+        GuestError: the suite could not be sent, or the guest could not be reached to start it.
+    """
+
+    def record(event: Event) -> None:
+        journal.write(**event)
+        on_event(event)
+
+    boot = guest.boot_identity(deadline)
+    files = upload.gather(request.root, request.suites, run.path)
+    sent = upload.send(guest, files, deadline)
+    journal.write("uploaded", files=len(files.sources), sent=sent)
+    results = f"../{upload.RESULTS}/{run.path.name}"
+    prefix = f"@{secrets.token_hex(8)} "
+    with run.output.open("w", encoding="utf-8", newline="\n") as output:
+        stream = EventStream(prefix, record, output)
+        try:
+            _run_pytest(guest, request, prefix, results, stream, deadline, record)
+        finally:
+            stream.close()
+        came_back = _see_boot(guest, boot, record)
+        if came_back:
+            _collect(guest, run, journal, stream)
+    record_condition(machine, run, record)
+
+
+def record_condition(machine: Machine, run: RunDirectory, record: Callable[[Event], None]) -> Condition:
+    """Ask the machine how it came through and write that down."""
+    condition = machine.condition()
+    for crash in condition.crashes:
+        record(
+            {
+                "event": "crash",
+                "code": crash.code,
+                "name": crash.name,
+                "parameters": list(crash.parameters),
+                "rule": crash.rule,
+                "stack": list(crash.stack),
+                "dump": crash.dump,
+            }
+        )
+    for violation in condition.violations:
+        record(
+            {
+                "event": "violation",
+                "rule": violation.rule,
+                "message": violation.message,
+                "driver": violation.driver,
+                "stack": list(violation.stack),
+            }
+        )
+    return condition
+
+
+def _run_pytest(
+    guest: Guest,
+    request: SuiteRequest,
+    prefix: str,
+    results: str,
+    stream: EventStream,
+    deadline: Deadline,
+    record: Callable[[Event], None],
+) -> None:
+    command = [
+        *("python", "-m", "pytest", "-q", "--no-header", "--no-summary", "--color=no", "--tb=short"),
+        *("-p", "no:cacheprovider", "-p", "guest_plugin"),
+        # Relative with slashes: the same on Windows and where the emulated guest keeps its C: drive.
+        *("-c", f"../{upload.SUITES}/pytest.ini", f"--rootdir=../{upload.SUITES}"),
+        *(f"--event-prefix={prefix}", f"--event-file={results}/events.jsonl"),
+        f"--test-seconds={request.test_seconds}",
+        *((f"--select={request.select}",) if request.select else ()),
+        f"../{upload.SUITES}",
+    ]
+    try:
+        # The working directory of `python -m` is where it imports from: harness.client and the plugin, nothing else.
+        result = guest.run(
+            command,
+            deadline=deadline,
+            check=False,
+            directory=str(GUEST_ROOT / str(upload.LIBRARY)),
+            on_output=stream.feed,
+        )
+    except (ConnectionLostError, ShellGoneError) as error:
+        record({"event": "guest-lost", "text": error.message})
+    except DeadlineExceededError as error:
+        record({"event": "problem", "text": f"the run took too long: {error.message}"})
+    else:
+        problem = _exit_problem(result)
+        if problem:
+            record({"event": "problem", "text": problem})
+
+
+def _exit_problem(result: CommandResult) -> str | None:
+    if "\nTimeout (" in f"\n{result.stderr}":
+        return f"a test took too long and was ended:\n{result.stderr.strip()}"
+    said = next((line for line in result.stderr.splitlines() if line.startswith("ERROR:")), "")
+    if result.exit_code in (
+        0,
+        1,
+        2,
+    ):  # all passed, some failed, interrupted in the guest: the events tell which
+        return None
+    if result.exit_code == _EXIT_NO_TESTS:
+        return "no test matches the selection"
+    if result.exit_code in _EXIT_PROBLEMS:
+        return said.removeprefix("ERROR:").strip() or _EXIT_PROBLEMS[result.exit_code]
+    trace = result.stderr.strip()
+    return f"pytest in the guest ended with 0x{result.exit_code:X}" + (f":\n{trace}" if trace else "")
+
+
+def _see_boot(guest: Guest, boot: str, record: Callable[[Event], None]) -> bool:
+    """See whether the guest still is what it was; waits for one that restarts. False when it does not come back."""
+    deadline = Deadline.after(seconds=BOOT_SECONDS)
+    try:
+        try:
+            now = guest.boot_identity(deadline.sooner(seconds=10))
+        except (GuestError, DeadlineExceededError):
+            guest.reconnect()
+            now = guest.wait_for_boot(None, deadline)
+    except DownlinkError as error:
+        record({"event": "problem", "text": f"the guest did not come back: {error.message}"})
+        return False
+    if now != boot:
+        record({"event": "restarted", "before": boot, "after": now})
+    return True
+
+
+def _collect(guest: Guest, run: RunDirectory, journal: Journal, stream: EventStream) -> None:
+    """Fetch the results and the crash files; add the events that were lost on the way."""
+    deadline = Deadline.after(seconds=COLLECT_SECONDS)
+    try:
+        guest.get_tree(str(GUEST_ROOT / str(upload.RESULTS) / run.path.name), run.guest, deadline)
+        guest.get_tree(r"C:\Windows\Minidump", run.guest / "Minidump", deadline)
+    except DownlinkError as error:
+        journal.write("problem", text=f"the results could not be fetched: {error.message}")
+    with suppress(FileNotFoundError):
+        missing = stream.add_missing(
+            (run.guest / "events.jsonl").read_text(encoding="utf-8", errors="replace")
+        )
+        if missing:
+            journal.write("recovered", count=missing)

@@ -1,0 +1,103 @@
+"""What a suite needs in the guest, as one set of files with their hashes; only what changed is sent."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from harness.deployment.plan import GUEST_ROOT
+from harness.remote.guest import Guest
+from harness.remote.sftp import Upload
+from vm.deadline import Deadline
+from vm.errors import ConfigurationError
+
+MANIFEST = str(GUEST_ROOT / "suite-files.json")
+LIBRARY = PurePosixPath("lib")
+SUITES = PurePosixPath("suites")
+RESULTS = PurePosixPath("results")
+
+DEFAULT_INI = "[pytest]\naddopts = --strict-markers\n"
+"""Without a file of its own pytest would look for one in all directories above the suites."""
+
+
+@dataclass(frozen=True, slots=True)
+class SuiteFiles:
+    """Files by their path below `C:\\Downlink` (with slashes): where each comes from and its SHA-256."""
+
+    sources: Mapping[PurePosixPath, Path]
+    digests: Mapping[PurePosixPath, str]
+
+
+def gather(root: Path, suites: Path, scratch: Path) -> SuiteFiles:
+    """Everything the suite in `suites` needs in the guest: itself, the client library and the reporting plugin.
+
+    Args:
+        root: the checkout.
+        suites: directory of the suite.
+        scratch: an existing directory of the run for files that are made here.
+
+    Raises:
+        ConfigurationError: there are no tests.
+    """
+    sources: dict[PurePosixPath, Path] = {}
+    for path in _files(suites):
+        sources[SUITES / path.relative_to(suites).as_posix()] = path
+    if not any(path.name.startswith("test_") for path in sources):
+        raise ConfigurationError(
+            f"there is no suite in '{suites}'", hint="look at 'suites' of the driver in harness.toml"
+        )
+    client = root / "harness" / "client"
+    sources[LIBRARY / "harness" / "__init__.py"] = root / "harness" / "__init__.py"
+    for path in _files(client):
+        sources[LIBRARY / "harness" / "client" / path.relative_to(client).as_posix()] = path
+    sources[LIBRARY / "guest_plugin.py"] = Path(__file__).with_name("guest_plugin.py")
+    if SUITES / "pytest.ini" not in sources:
+        made = scratch / "pytest.ini"
+        made.write_text(DEFAULT_INI, encoding="utf-8")
+        sources[SUITES / "pytest.ini"] = made
+    digests = {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in sources.items()}
+    return SuiteFiles(sources, digests)
+
+
+def send(guest: Guest, files: SuiteFiles, deadline: Deadline) -> int:
+    """Make the guest have exactly `files`; returns how many had to be sent.
+
+    What was sent is hashed in the guest. The manifest there is removed first and written last, so that an interrupted
+    upload counts as none.
+    """
+    there = _manifest(guest.read_bytes(MANIFEST, deadline))
+    wanted = {str(name): digest for name, digest in files.digests.items()}
+    changed = [name for name in files.sources if there.get(str(name)) != wanted[str(name)]]
+    stale = [name for name in there if name not in wanted]
+    if not changed and not stale:
+        return 0
+    guest.remove([MANIFEST, *(_guest_path(name) for name in stale)], deadline)
+    guest.put([Upload(files.sources[name], _guest_path(name)) for name in changed], deadline)
+    guest.verify({_guest_path(name): wanted[str(name)] for name in changed}, deadline)
+    guest.put_bytes(json.dumps(wanted, indent=1).encode(), MANIFEST, deadline)
+    return len(changed)
+
+
+def _manifest(content: bytes | None) -> dict[str, str]:
+    """The manifest in the guest; anything but a complete one counts as empty."""
+    try:
+        found = json.loads(content or b"{}")
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _guest_path(name: PurePosixPath | str) -> str:
+    return str(GUEST_ROOT.joinpath(*PurePosixPath(name).parts))
+
+
+def _files(directory: Path) -> Iterator[Path]:
+    for path in sorted(directory.rglob("*")):
+        hidden = any(
+            part.startswith(".") or part == "__pycache__" for part in path.relative_to(directory).parts
+        )
+        if path.is_file() and not hidden and path.suffix != ".pyc":
+            yield path
