@@ -17,6 +17,9 @@ ENVIRONMENT_VARIABLE: Final = "DOWNLINK_EMULATED"
 OPERATION_SECONDS: Final = 10.0
 """How long a request that should not wait for anybody may take before it counts as hung."""
 
+CONTEXT_BYTES_MAXIMUM: Final = 0xFFE7
+"""Largest connection context on x64: the length of an extended attribute less its own head (fact C13)."""
+
 
 @dataclass(frozen=True, slots=True)
 class Completion:

@@ -11,6 +11,7 @@ from typing import Any
 from harness.client import hresult as hr
 from harness.client import ntstatus
 from harness.client.binding import (
+    CONTEXT_BYTES_MAXIMUM,
     OPERATION_SECONDS,
     Completion,
     FilterInformation,
@@ -86,6 +87,11 @@ class EmulatedBinding:
     # Ports.
 
     def connect(self, name: str, context: bytes | None, context_size: int, *, synchronous: bool) -> int:
+        # What fltlib itself refuses, before anything reaches the kernel (facts C13, C14).
+        if (context is None) != (context_size == 0):
+            raise port_error(hr.INVALID_PARAMETER, "FilterConnectCommunicationPort")
+        if context_size > CONTEXT_BYTES_MAXIMUM:
+            raise port_error(hr.ARITHMETIC_OVERFLOW, "FilterConnectCommunicationPort")
         values = self._port(
             "FilterConnectCommunicationPort",
             "connect_port",

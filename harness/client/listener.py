@@ -12,7 +12,7 @@ from harness.client import binding as bindings
 from harness.client import hresult as hr
 from harness.client.errors import PortError
 from harness.client.port import HEADER_BYTES, Message, Operation, Port
-from harness.client.protocol import MESSAGE_BYTES_DEFAULT, PORT_NAME, Batch, Connect, Record, parse
+from harness.client.protocol import MESSAGE_BYTES_DEFAULT, PORT_NAME, Batch, Connect, Kind, Record, parse
 
 WAIT_SECONDS: Final = 10.0
 """How long a record that must come may take; only a broken driver ever needs it."""
@@ -201,3 +201,25 @@ def disconnected(error: PortError) -> bool:
 def _promise(kept: object, promise: str) -> None:
     if not kept:
         raise BrokenPromiseError(f"the driver broke its protocol: {promise}")
+
+
+def matching(
+    kind: Kind | None = None,
+    path: str | None = None,
+    *,
+    second_path: str | None = None,
+    process_id: int | None = None,
+    value: int | None = None,
+) -> Callable[[Record], bool]:
+    """A condition for `wait_for`: every property that is given must be equal, paths without regard to case."""
+
+    def matches(record: Record) -> bool:
+        return (
+            (kind is None or record.kind == kind)
+            and (path is None or record.path.casefold() == path.casefold())
+            and (second_path is None or record.second_path.casefold() == second_path.casefold())
+            and (process_id is None or record.process_id == process_id)
+            and (value is None or record.value == value)
+        )
+
+    return matches

@@ -226,7 +226,7 @@ class KernelDouble:
         self, process: Process, thread: int, operation: int, timeout: int | None
     ) -> dict[str, Any]:
         request = process.operations[operation]
-        self._wait(lambda: request.status != PENDING, timeout)
+        self._wait(thread, lambda: request.status != PENDING, timeout)
         if request.status == PENDING:
             raise Failure(TIMEOUT)
         process.operations.pop(operation, None)
@@ -330,7 +330,7 @@ class KernelDouble:
         attributes: int,
     ) -> dict[str, Any]:
         if "io-hangs" in self.faults:
-            self._wait(lambda: False, 30_000)
+            self._wait(thread, lambda: False, 30_000)
         path = _dos(path)
         try:
             node, information = self._open(path, disposition, options, attributes)
@@ -603,10 +603,9 @@ class KernelDouble:
                     connection.requests.remove(request)
             self._condition.notify_all()
 
-    def _wait(self, done: Callable[[], bool], milliseconds: int | None) -> None:
-        key_count = len(self.ended_threads)
+    def _wait(self, thread: int, done: Callable[[], bool], milliseconds: int | None) -> None:
         self._condition.wait_for(
-            lambda: done() or self.stopped or len(self.ended_threads) > key_count,
+            lambda: done() or self.stopped or any(ended == thread for _, ended in self.ended_threads),
             None if milliseconds is None else milliseconds / 1000,
         )
         if self.stopped:
