@@ -64,6 +64,8 @@ class RunsConfig:
 
     directory: Path
     deadline_seconds: int
+    test_seconds: int
+    """A test that takes longer is taken for hung, and its process is ended."""
     keep: int
 
 
@@ -180,6 +182,7 @@ def _runs(root: Path, table: _Table) -> RunsConfig:
     runs = RunsConfig(
         directory=root / table.text("directory", "runs"),
         deadline_seconds=table.integer("deadline_seconds", 900, minimum=1),
+        test_seconds=table.integer("test_seconds", 60, minimum=1),
         keep=table.integer("keep", 20, minimum=1),
     )
     table.finish()

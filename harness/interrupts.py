@@ -27,13 +27,13 @@ def exit_status(interrupt: KeyboardInterrupt) -> int:
 @contextmanager
 def signals_interrupt() -> Iterator[None]:
     """Within, SIGTERM, SIGHUP (POSIX) and Ctrl-Break (Windows) raise in the main thread, as Ctrl-C does."""
-    names = [name for name in ("SIGTERM", "SIGHUP", "SIGBREAK") if hasattr(signal, name)]
-    previous = {getattr(signal, name): signal.getsignal(getattr(signal, name)) for name in names}
-    # A shell starts background jobs with SIGINT ignored; a command of ours must be stoppable all the same.
-    previous[signal.SIGINT] = signal.getsignal(signal.SIGINT)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    for name in names:
-        signal.signal(getattr(signal, name), _raise)
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGBREAK") if hasattr(signal, name)]
+    # What is ignored stays ignored: that is how nohup protects a command.
+    previous = {
+        number: handler for number in numbers if (handler := signal.getsignal(number)) != signal.SIG_IGN
+    }
+    for number in previous:
+        signal.signal(number, _raise)
     try:
         yield
     finally:

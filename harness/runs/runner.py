@@ -18,8 +18,8 @@ from harness.runs.directory import RunDirectory
 from harness.runs.journal import Event, Journal
 from harness.runs.stream import EventStream
 from vm.deadline import Deadline
-from vm.errors import ConfigurationError, DeadlineExceededError, DownlinkError, GuestError
-from vm.machine import Condition, Machine
+from vm.errors import ConfigurationError, DeadlineExceededError, DownlinkError, GuestError, MachineError
+from vm.machine import Condition, Machine, MachineState
 
 BOOT_SECONDS = 120
 """How long a guest that crashed may take to come back."""
@@ -61,8 +61,8 @@ def run_suite(
     journal: Journal,
     deadline: Deadline,
     on_event: Callable[[Event], None],
-) -> None:
-    """Run the suite and write everything that happens to the journal.
+) -> bool:
+    """Run the suite and write everything that happens to the journal; returns True when the guest went down in it.
 
     Failing tests, a crashed machine and a passed deadline are results, not errors of this function.
 
@@ -96,13 +96,13 @@ def run_suite(
             _run_pytest(guest, request, prefix, results, stream, deadline, record)
         finally:
             stream.close()
-        came_back = _see_boot(guest, boot, record)
-        if came_back:
+        now = _see_boot(machine, guest, boot, record)
+        if now is not None:
             _collect(guest, run, journal, stream)
-    record_condition(machine, run, record)
+    return now != boot
 
 
-def record_condition(machine: Machine, run: RunDirectory, record: Callable[[Event], None]) -> Condition:
+def record_condition(machine: Machine, record: Callable[[Event], None]) -> Condition:
     """Ask the machine how it came through and write that down."""
     condition = machine.condition()
     for crash in condition.crashes:
@@ -186,21 +186,23 @@ def _exit_problem(result: CommandResult) -> str | None:
     return f"pytest in the guest ended with 0x{result.exit_code:X}" + (f":\n{trace}" if trace else "")
 
 
-def _see_boot(guest: Guest, boot: str, record: Callable[[Event], None]) -> bool:
-    """See whether the guest still is what it was; waits for one that restarts. False when it does not come back."""
+def _see_boot(machine: Machine, guest: Guest, boot: str, record: Callable[[Event], None]) -> str | None:
+    """See which boot the guest is in now; waits for one that restarts. None when it does not come back."""
     deadline = Deadline.after(seconds=BOOT_SECONDS)
     try:
         try:
             now = guest.boot_identity(deadline.sooner(seconds=10))
         except (GuestError, DeadlineExceededError):
             guest.reconnect()
+            if machine.state() is not MachineState.RUNNING:
+                raise MachineError("the machine does not run any more", machine=machine.name) from None
             now = guest.wait_for_boot(None, deadline)
     except DownlinkError as error:
-        record({"event": "problem", "text": f"the guest did not come back: {error.message}"})
-        return False
+        record({"event": "guest-lost", "text": f"the guest did not come back: {error.message}"})
+        return None
     if now != boot:
         record({"event": "restarted", "before": boot, "after": now})
-    return True
+    return now
 
 
 def _collect(guest: Guest, run: RunDirectory, journal: Journal, stream: EventStream) -> None:

@@ -64,7 +64,7 @@ def test_values_come_typed_and_paths_are_absolute(tmp_path: Path) -> None:
     configuration = load(tmp_path)
 
     assert configuration.driver("downlink").sources == tmp_path / "driver"
-    assert configuration.runs == config.RunsConfig(tmp_path / "runs", 900, 3)
+    assert configuration.runs == config.RunsConfig(tmp_path / "runs", 900, 60, 3)
 
 
 def test_the_local_file_overrides_single_keys_and_leaves_the_others(tmp_path: Path) -> None:

@@ -1,0 +1,114 @@
+"""One command at a time on a machine, the mark of a dirty one, and stopping it for good whatever happens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from harness.bootstrap import try_lock
+from harness.config import Configuration, DriverConfig
+from harness.deployment.plan import UnloadError
+from vm.deadline import Deadline
+from vm.errors import DownlinkError, MachineError
+from vm.machine import GuestAddress, Machine, MachineState
+
+START_SECONDS = 60
+STOP_SECONDS = 20
+_DIRTY = "dirty.txt"
+_LOCK = "command.lock"
+
+
+class HeldMachine:
+    """A machine that this command has for itself.
+
+    Args:
+        machine: the machine.
+        directory: where the harness keeps its own notes about it on the host.
+    """
+
+    def __init__(self, machine: Machine, directory: Path) -> None:
+        self.machine = machine
+        self.name = machine.name
+        self._dirty = directory / _DIRTY
+        self.started_here = False
+
+    @property
+    def dirty(self) -> str | None:
+        """Why the machine must be restored before it is used again; None when it need not."""
+        if self._dirty.exists():
+            return self._dirty.read_text(encoding="utf-8").strip()
+        return "the machine says so" if self.machine.state() is MachineState.DIRTY else None
+
+    def start(self) -> GuestAddress:
+        """Bring it up as it is, or restored if it is dirty; returns at once if it runs."""
+        if self.dirty:
+            return self.restore()
+        self.started_here = self.started_here or self.machine.state() is not MachineState.RUNNING
+        return self.machine.start(Deadline.after(seconds=START_SECONDS))
+
+    def restore(self) -> GuestAddress:
+        """Put it back to its clean state and bring it up."""
+        self.started_here = True
+        address = self.machine.restore(Deadline.after(seconds=START_SECONDS))
+        self._dirty.unlink(missing_ok=True)
+        return address
+
+    def stop(self) -> None:
+        """Take it down. A second Ctrl-C meanwhile takes the time to be gentle away, not the stopping."""
+        try:
+            self.machine.stop(Deadline.after(seconds=STOP_SECONDS))
+        except KeyboardInterrupt:
+            self.machine.stop(Deadline.after(seconds=0))
+            raise
+
+    def explain(self, error: DownlinkError) -> None:
+        """Add what the machine knows of crashes and broken rules to the causes of an error that happened on it."""
+        try:
+            condition = self.machine.condition()
+        except DownlinkError:
+            return
+        for crash in condition.crashes:
+            stack = f" at {crash.stack[0]}" if crash.stack else ""
+            rule = f": {crash.rule}" if crash.rule else ""
+            error.causes += (MachineError(f"bugcheck 0x{crash.code:X} {crash.name}{stack}{rule}"),)
+        for violation in condition.violations:
+            error.causes += (MachineError(f"{violation.rule} by '{violation.driver}': {violation.message}"),)
+
+    @contextmanager
+    def stopped_on_failure(self) -> Iterator[None]:
+        """Within, a failure or Ctrl-C stops the machine if this command started it, and a hung unload marks it."""
+        try:
+            yield
+        except BaseException as error:
+            if isinstance(error, DownlinkError):
+                self.explain(error)
+            if isinstance(error, UnloadError):
+                self._dirty.parent.mkdir(parents=True, exist_ok=True)
+                self._dirty.write_text(error.message + "\n", encoding="utf-8")
+            if self.started_here:
+                self.stop()
+            raise
+
+
+@contextmanager
+def held(configuration: Configuration, name: str | None, driver: DriverConfig) -> Iterator[HeldMachine]:
+    """The machine of that name, for this command alone.
+
+    Raises:
+        ConfigurationError: there is no such machine.
+        MachineError: another command has it.
+    """
+    machine = configuration.create_machine(name, driver)
+    directory = configuration.machine_directory(machine.name)
+    # Beside, not in, the machine's directory: a restore may replace that whole.
+    notes = directory.parent / f".{machine.name}"
+    notes.mkdir(parents=True, exist_ok=True)
+    with (notes / _LOCK).open("a+b") as lock:
+        if not try_lock(lock.fileno()):
+            raise MachineError(
+                "another command is using the machine",
+                hint="wait until it has ended, or add a second machine to harness.local.toml",
+                machine=machine.name,
+            )
+        yield HeldMachine(machine, notes)

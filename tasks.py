@@ -1,0 +1,211 @@
+"""The project's verbs. Each body is a few calls into `harness` and `vm`; `./inv --list` shows them all."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from invoke.collection import Collection
+from invoke.context import Context
+from invoke.exceptions import Exit
+from invoke.tasks import task as invoke_task
+
+from vm.errors import DownlinkError
+
+if TYPE_CHECKING:
+    from harness.config import Configuration
+    from harness.deployment import Package
+
+# Modules of the harness are imported where they are used: `./inv --list` must not pay for WinRM and SFTP.
+
+ROOT = Path(__file__).resolve().parent
+
+
+def task(**options: Any) -> Callable[[Callable[..., int | None]], Any]:
+    """An invoke task whose errors are one sentence and whose interruption is quiet; its result is the exit status."""
+
+    def decorate(body: Callable[..., int | None]) -> Any:
+        @functools.wraps(body)
+        def run(*arguments: Any, **values: Any) -> None:
+            from harness import interrupts
+
+            try:
+                with interrupts.signals_interrupt():
+                    status = body(*arguments, **values)
+            except DownlinkError as error:
+                raise Exit(error.render(), code=error.exit_status) from error
+            except KeyboardInterrupt as interrupt:
+                raise Exit("interrupted", code=interrupts.exit_status(interrupt)) from interrupt
+            if status:
+                raise Exit(code=status)
+
+        return invoke_task(run, **options)
+
+    return decorate
+
+
+@task(
+    help={
+        "driver": "driver of harness.toml",
+        "toolchain": "what compiles it: zig",
+        "configuration": "debug or release",
+    }
+)
+def build(_: Context, driver: str = "", toolchain: str = "", configuration: str = "") -> None:
+    """Build the driver into a package under out/; does nothing when it is up to date."""
+    from harness.console import Console
+
+    package = _builder(_configuration(), driver, toolchain, configuration)()
+    Console().line(
+        f"'{package.directory.relative_to(ROOT)}' is up to date: {', '.join(sorted(package.files))}"
+    )
+
+
+@task(
+    help={
+        "machine": "machine of harness.toml",
+        "driver": "driver of harness.toml",
+        "toolchain": "what compiles it: zig",
+        "configuration": "debug or release",
+    }
+)
+def deploy(
+    _: Context, machine: str = "", driver: str = "", toolchain: str = "", configuration: str = ""
+) -> None:
+    """Build if stale, start the machine, load the driver in it and leave it running."""
+    from harness import verbs
+    from harness.console import Console
+
+    settings = _configuration()
+    choices = verbs.Choices(driver=driver or None, machine=machine or None)
+    settings.machine(choices.machine)
+    verbs.deploy(settings, choices, _builder(settings, driver, toolchain, configuration), Console())
+
+
+@task(
+    help={
+        "machine": "machine of harness.toml",
+        "driver": "driver of harness.toml",
+        "select": "marks or names: 'not slow', 'connect and not limit'",
+        "toolchain": "what compiles the driver: zig",
+        "configuration": "debug or release",
+    }
+)
+def test(
+    _: Context,
+    machine: str = "",
+    driver: str = "",
+    select: str = "",
+    toolchain: str = "",
+    configuration: str = "",
+) -> int:
+    """Build, start a fresh machine, deploy, run the suites inside it and report."""
+    from harness import verbs
+    from harness.console import Console
+
+    settings = _configuration()
+    choices = verbs.Choices(driver=driver or None, machine=machine or None, select=select or None)
+    settings.machine(choices.machine)
+    return verbs.test(settings, choices, _builder(settings, driver, toolchain, configuration), Console())
+
+
+@task()
+def check(_: Context) -> int:
+    """Run the project's own tests: ruff, its formatter, mypy and pytest on the host."""
+    from harness import check as checks
+    from harness.console import Console
+
+    return checks.run(ROOT, Console())
+
+
+@task(help={"machine": "check this machine, too", "json": "print the findings as JSON"})
+def doctor(_: Context, machine: str = "", json: bool = False) -> int:
+    """Check host, toolchain and machine; one line each, with the command that mends it."""
+    from harness import doctor as doctors
+    from harness.console import Console
+
+    return doctors.run(ROOT, machine or None, Console(), as_json=json)
+
+
+@task(help={"only": "part of the name of the benchmarks to run", "output": "the JSON file that is written"})
+def bench(_: Context, only: str = "", output: str = "bench.json") -> int:
+    """Measure, as ratios side by side, and write the numbers to a JSON file."""
+    from harness import bench as benchmarks
+    from harness.console import Console
+
+    return benchmarks.run(ROOT, only, ROOT / output, Console())
+
+
+@task()
+def clean(_: Context) -> None:
+    """Remove what was built (out/, .cache/); never touches a machine or a run."""
+    import shutil
+
+    for name in ("out", ".cache"):
+        shutil.rmtree(ROOT / name, ignore_errors=True)
+
+
+@task(help={"machine": "machine of harness.toml"})
+def create(_: Context, machine: str = "") -> None:
+    """Make the machine ready for its first start."""
+    _vm("create", machine)
+
+
+@task(help={"machine": "machine of harness.toml"})
+def start(_: Context, machine: str = "") -> None:
+    """Start the machine and leave it running."""
+    _vm("start", machine)
+
+
+@task(help={"machine": "machine of harness.toml"})
+def stop(_: Context, machine: str = "") -> None:
+    """Stop the machine; nothing of it is left running."""
+    _vm("stop", machine)
+
+
+@task(help={"machine": "machine of harness.toml"})
+def restore(_: Context, machine: str = "") -> None:
+    """Put the machine back to its clean state and start it."""
+    _vm("restore", machine)
+
+
+@task(
+    help={
+        "machine": "machine of harness.toml",
+        "command": "run this one command instead of asking for commands",
+    }
+)
+def shell(_: Context, machine: str = "", command: str = "") -> int:
+    """Run commands in the guest, as cmd.exe there would."""
+    from harness import lifecycle
+    from harness.console import Console
+
+    return lifecycle.shell(_configuration(), machine or None, command, Console())
+
+
+def _vm(verb: str, machine: str) -> None:
+    from harness import lifecycle
+    from harness.console import Console
+
+    lifecycle.VERBS[verb](_configuration(), machine or None, Console())
+
+
+def _configuration() -> Configuration:
+    from harness import config
+
+    return config.load(ROOT)
+
+
+def _builder(
+    settings: Configuration, driver: str, toolchain: str, configuration: str
+) -> Callable[[], Package]:
+    """The build with these options, checked now and run later."""
+    from harness import builds
+
+    return builds.prepare(settings, driver or None, toolchain or None, configuration or None)
+
+
+ns = Collection(build, deploy, test, check, doctor, bench, clean)
+ns.add_collection(Collection("vm", create, start, stop, restore, shell))
