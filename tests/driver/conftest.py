@@ -15,13 +15,15 @@ import pytest
 
 from harness.client import binding as bindings
 from harness.client import files
-from harness.client.errors import MachineGoneError, PortError
+from harness.client.errors import MachineGoneError, OperationTimeoutError, PortError
 from harness.client.files import ScratchDirectory
 from harness.client.listener import Listener, matching
 from harness.client.processes import ClientProcess
 from harness.client.protocol import MASK_FILES, MASK_LIFECYCLE, PORT_NAME, Connect, ConnectFlag, Kind
 
 FILTER_NAME = "Downlink"
+HUNG = pytest.StashKey[int]()
+HUNG_MAXIMUM = 3
 AGENT = Path(__file__).with_name("agent.py")
 
 Listen = Callable[..., Listener]
@@ -42,10 +44,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
-    """End the session when the machine is gone: every further test would only say so again."""
+    """End the session when the machine is gone or hangs: every further test would only say so again, slowly."""
     report = yield
-    if call.excinfo is not None and call.excinfo.errisinstance(MachineGoneError):
+    if call.excinfo is None:
+        return report
+    if call.excinfo.errisinstance(MachineGoneError):
         item.session.shouldstop = f"the machine ended during '{item.nodeid}'"
+    elif call.excinfo.errisinstance(OperationTimeoutError):
+        hung = item.session.stash.get(HUNG, 0) + 1
+        item.session.stash[HUNG] = hung
+        if hung == HUNG_MAXIMUM:
+            item.session.shouldstop = f"requests that must not wait hung in {hung} tests"
     return report
 
 

@@ -28,10 +28,10 @@ LIMIT = 8
 GOOD = Connect(event_mask=MASK_FILES)
 
 
-def patched(offset: int, layout: str, value: int, context: bytes = GOOD.encode()) -> bytes:
-    """A good context with one field overwritten."""
+def patched(offset: int, layout: str, value: int | tuple[int, ...], context: bytes = GOOD.encode()) -> bytes:
+    """A good context with one field, or some that follow each other, overwritten."""
     data = bytearray(context)
-    struct.pack_into(layout, data, offset, value)
+    struct.pack_into(layout, data, offset, *(value if isinstance(value, tuple) else (value,)))
     return bytes(data)
 
 
@@ -123,6 +123,9 @@ def test_a_denied_user_never_reaches_the_connect_callback(observer, fence):
         pytest.param(patched(0x0A, "<H", 2), id="prefix outside"),
         pytest.param(patched(0x0A, "<H", 0xFFFE), id="prefix far outside"),
         pytest.param(patched(0x0A, "<H", 1, patched(0x04, "<H", 33, GOOD.encode() + b"\0")), id="odd prefix"),
+        pytest.param(patched(0x06, "<HH", (2, 1)), id="versions the wrong way round"),
+        pytest.param(patched(0x0C, "<I", 0x1), id="unknown event"),
+        pytest.param(patched(0x0C, "<I", 0x80000000), id="unknown high event"),
         pytest.param(patched(0x10, "<I", 0x8), id="unknown flag"),
         pytest.param(patched(0x10, "<I", 0x80000000), id="unknown high flag"),
         pytest.param(patched(0x14, "<I", QUEUE_BYTES_MINIMUM - 1), id="queue too small"),

@@ -7,7 +7,6 @@ import time
 
 import pytest
 
-from harness.client import fileinformation as info
 from harness.client import files, ntstatus
 from harness.client.errors import FileError
 from harness.client.listener import matching
@@ -335,27 +334,6 @@ def test_a_record_has_the_time_of_its_operation(listen, scratch):
     now = time.time_ns() // 100 + FILETIME_OF_UNIX_EPOCH
     assert 0 <= second.time - first.time < 600 * 10**7
     assert abs(now - second.time) < 600 * 10**7
-
-
-@pytest.mark.fact("S6")
-def test_a_set_size_is_reported_with_the_new_size(listen, scratch):
-    files.create(scratch / "a", b"some text")
-    listener = listen()
-    with files.open_file(scratch / "a", access=files.GENERIC_WRITE) as file:
-        file.set_end_of_file(4)
-    record = listener.wait_for("the new size", matching(Kind.FILE_SIZE_SET, scratch.device("a")))
-    assert record.value == 4
-
-
-@pytest.mark.fact("S6")
-def test_set_attributes_are_reported(listen, scratch):
-    files.create(scratch / "a")
-    listener = listen()
-    access = files.WRITE_ATTRIBUTES | files.READ_ATTRIBUTES
-    with files.open_file(scratch / "a", access=access) as file:
-        file.set_basic(info.BasicInformation(attributes=files.ATTRIBUTE_HIDDEN))
-    record = listener.wait_for("the attributes", matching(Kind.FILE_ATTRIBUTES_SET, scratch.device("a")))
-    assert record.value == files.ATTRIBUTE_HIDDEN
 
 
 @pytest.mark.fact("S6")

@@ -18,18 +18,27 @@ from harness.client.listener import matching
 from harness.client.port import Message
 from harness.client.protocol import MASK_FILES, Kind
 
-REFUSED = {hr.INVALID_FUNCTION, hr.NOT_SUPPORTED}
-REFUSED_EMPTY = REFUSED | {hr.INVALID_PARAMETER}
 SIZES = [1, 16, 4096, 1 << 20]
 
 
+class Outcome(int):
+    """An HRESULT that a failure text shows by its name."""
+
+    def __repr__(self) -> str:
+        return f"{hr.describe(self).name} (0x{self:08X})"
+
+
+REFUSED = {Outcome(hr.INVALID_FUNCTION), Outcome(hr.NOT_SUPPORTED)}
+REFUSED_EMPTY = REFUSED | {Outcome(hr.INVALID_PARAMETER)}
+
+
 def outcome(action, *arguments, **options):
-    """The HRESULT of an attempt, 0 for success."""
+    """The HRESULT of an attempt, S_OK for success."""
     try:
         action(*arguments, **options)
     except PortError as error:
-        return error.hresult
-    return hr.S_OK
+        return Outcome(error.hresult)
+    return Outcome(hr.S_OK)
 
 
 @pytest.mark.fact("U3", "P10", "M4")

@@ -330,7 +330,7 @@ class KernelDouble:
         attributes: int,
     ) -> dict[str, Any]:
         if "io-hangs" in self.faults:
-            self._wait(thread, lambda: False, 30_000)
+            self._wait(thread, lambda: False, None)
         path = _dos(path)
         try:
             node, information = self._open(path, disposition, options, attributes)
