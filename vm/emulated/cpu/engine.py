@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from unicorn import UC_ARCH_X86, UC_MODE_64, Uc
+import unicorn
 from unicorn import unicorn_const as uc
 from unicorn import x86_const as x86
 from unicorn.unicorn_py3.unicorn import uclib
@@ -111,6 +111,12 @@ class Stop:
 _library = ctypes.CDLL(uclib._name)
 
 
+def _open() -> Any:
+    """An engine of the untyped binding."""
+    binding: Any = unicorn
+    return binding.Uc(binding.UC_ARCH_X86, binding.UC_MODE_64)
+
+
 def _prototype(name: str, *types: Any) -> Callable[..., int]:
     function = getattr(_library, name)
     function.argtypes = list(types)
@@ -170,7 +176,7 @@ class _Batch:
         self._pointers = (ctypes.c_void_p * self.count)(*(base + 8 * i for i in range(self.count)))
 
     def write(self, *values: int) -> None:
-        self.values[:] = values
+        self.values[:] = list(values)
         _uc_reg_write_batch(self._engine, self._ids, self._pointers, self.count)
 
     def read(self) -> list[int]:
@@ -205,7 +211,7 @@ class Engine:
 
     def __init__(self, memory: Memory) -> None:
         self.memory = memory
-        self._uc = Uc(UC_ARCH_X86, UC_MODE_64)
+        self._uc: Any = _open()
         # Without it kernel addresses are cut to 52 bits and never found (unicorn issue 2010).
         self._uc.ctl_set_tlb_mode(uc.UC_TLB_VIRTUAL)
         self.handle: int = self._uc._uch.value
@@ -257,7 +263,7 @@ class Engine:
 
     def trap_registers(self) -> tuple[int, int, int, int, int]:
         """RCX, RDX, R8, R9 and RSP as the last trap found them; RSP points to the return address."""
-        return _MAIL.unpack_from(self.memory.ram, self._mailbox)  # type: ignore[return-value]
+        return _MAIL.unpack_from(self.memory.ram, self._mailbox)
 
     def set_result(self, value: int) -> None:
         """RAX for the caller of the stub, taken at the resume address."""

@@ -186,7 +186,7 @@ class Memory:
         for start, done, count in pieces:
             self.ram[start : start + count] = view[done : done + count]
 
-    def poke(self, address: int, data: bytes) -> None:
+    def poke(self, address: int, data: bytes | bytearray) -> None:
         """Store bytes whatever the page allows: for the loader and for read-only pages that the kernel fills."""
         done = 0
         while done < len(data):

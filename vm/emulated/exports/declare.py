@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from types import ModuleType
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, get_type_hints
 
 from vm.emulated.kernel.threads import PASSIVE_LEVEL
 
@@ -71,7 +71,7 @@ BOOLEAN = Annotated[int, CType(1)]
 KIRQL = Annotated[int, CType(1)]
 KPROCESSOR_MODE = Annotated[int, CType(1)]
 KPRIORITY = Annotated[int, CType(4, signed=True)]
-VOID = None
+VOID: TypeAlias = None
 
 PUNICODE_STRING = PVOID
 POBJECT_ATTRIBUTES = PVOID
@@ -185,9 +185,9 @@ def export(
     return declare
 
 
-def alias(of: Export, name: str) -> Export:
-    """The same routine under a second name, as ntoskrnl exports several."""
-    return Export(name, of.dll, of.function, of.irql, of.minimum, is_model=of.is_model)
+def alias(of: Export, name: str, *, dll: str | None = None) -> Export:
+    """The same routine under a second name, as ntoskrnl exports several, or from a second module."""
+    return Export(name, dll or of.dll, of.function, of.irql, of.minimum, is_model=of.is_model)
 
 
 def collect(modules: Iterable[ModuleType]) -> dict[tuple[str, str], Export]:

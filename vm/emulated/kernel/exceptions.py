@@ -95,10 +95,12 @@ class Exceptions:
             code = 8 if access is Access.EXECUTE else 1 if access is Access.WRITE else 0
             self.dispatch(thread, GuestException(STATUS_ACCESS_VIOLATION, code, address), pc)
             return
-        self._kernel_fault(pc, address, access, who, irql)
+        self.kernel_fault(pc, address, access, who)
 
-    def _kernel_fault(self, pc: int, address: int, access: Access, who: str, irql: int) -> None:
+    def kernel_fault(self, pc: int, address: int, access: Access, who: str) -> None:
+        """Bugcheck for an access to an address of the kernel half that is not allowed."""
         kernel = self.kernel
+        irql = kernel.engine.irql
         verb = _VERB.get(access, "touched")
         operation = 1 if access is Access.WRITE else 8 if access is Access.EXECUTE else 0
         block = kernel.pool.block_of(address)

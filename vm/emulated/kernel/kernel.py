@@ -98,6 +98,8 @@ class Kernel:
         self.processes: dict[int, KProcess] = {}
         self.system = self.create_process(SYSTEM_PROCESS_ID, "System", security.SYSTEM_TOKEN)
         self.threads: dict[int, KThread] = {}
+        self.free_checks: list[Callable[[int, int, str], None]] = []
+        """Called with (begin, end, what) before memory is freed; each may bugcheck because something in it is in use."""
         self.services: dict[str, Any] = {}
         """State of rooms above the kernel (the Filter Manager), by name."""
         self._python_functions: dict[int, Export] = {}
@@ -505,6 +507,9 @@ class Kernel:
                         begin,
                         rule=f"{what} was freed while thread '{thread.name}' holds the {kind} at {held:#x} inside it",
                     )
+
+        for check in self.free_checks:
+            check(begin, end, what)
 
     # Debug output
 

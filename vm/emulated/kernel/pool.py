@@ -6,6 +6,7 @@ is unloaded is a leak.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -51,6 +52,8 @@ class Pool:
         self.live: dict[int, Allocation] = {}
         self._by_page: dict[int, Allocation] = {}
         self._next = POOL_BASE
+        self.refuse: Callable[[int, str, str], bool] | None = None
+        """Fault injection: asked with (size, tag, driver) before a driver's allocation; True makes it fail."""
         self.peak_bytes = 0
         self.bytes = 0
         self.allocations = 0

@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import GeneratorType
 from typing import TYPE_CHECKING, Any
 
 from vm.emulated.cpu.engine import Context, Engine, Stop, StopKind
@@ -148,9 +149,9 @@ class Scheduler:
                     break
                 frame = thread.frames[-1]
                 if frame.__class__ is GuestFrame:
-                    slice_exports = self._run_guest(thread, frame, slice_exports)  # type: ignore[arg-type]
+                    slice_exports = self._run_guest(thread, frame, slice_exports)
                 else:
-                    self._run_model(thread, frame)  # type: ignore[arg-type]
+                    self._run_model(thread, frame)
         except Bugcheck as error:
             self.kernel.crash(error, thread)
         finally:
@@ -184,6 +185,9 @@ class Scheduler:
 
     def _run_guest(self, thread: KThread, frame: GuestFrame, budget: int) -> int:
         engine = self.engine
+        if budget <= 0:  # spent in exports that are generators
+            self._preempt(thread)
+            return budget
         if frame.reset_rsp:
             frame.reset_rsp = False
             engine.set("rsp", frame.rsp)
@@ -206,7 +210,7 @@ class Scheduler:
                 handler, export = entry
                 registers = engine.trap_registers()
                 frame.rsp = registers[4]
-                frame.pc = engine.resume_address(stop)  # type: ignore[arg-type]
+                frame.pc = engine.resume_address(stop)
                 self.calls += 1
                 irql = engine.irql
                 if irql > export.irql or irql < export.minimum:
@@ -216,8 +220,14 @@ class Scheduler:
                         thread.frames.append(ModelFrame(handler(registers), export.name, export=export))
                         if on_call is not None:
                             on_call(thread, export, registers, None)
-                        return budget
+                        return budget - 1
                     value = handler(registers)
+                    if value.__class__ is GeneratorType:
+                        # A plain export may decide at the call that it has to block.
+                        thread.frames.append(ModelFrame(value, export.name, export=export))
+                        if on_call is not None:
+                            on_call(thread, export, registers, None)
+                        return budget - 1
                 except MemoryFaultError as fault:
                     self._model_fault(thread, export.name, fault)
                     return budget

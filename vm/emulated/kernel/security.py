@@ -43,6 +43,10 @@ class Token:
             privileges=frozenset(),
         )
 
+    def denied_by(self, sid: str) -> bool:
+        """True if an entry that denies `sid` counts for this token."""
+        return sid == self.user or sid in self.groups or sid in self.deny_only
+
     def has(self, privilege: str) -> bool:
         """True if the privilege is held and enabled."""
         return privilege in self.privileges
@@ -88,11 +92,8 @@ class SecurityDescriptor:
                 left &= ~ace.mask
                 if not left:
                     return True
-            elif ace.kind == ACCESS_DENIED_ACE_TYPE and (
-                ace.sid == token.user or ace.sid in token.groups or ace.sid in token.deny_only
-            ):
-                if left & ace.mask:
-                    return False
+            elif ace.kind == ACCESS_DENIED_ACE_TYPE and token.denied_by(ace.sid) and left & ace.mask:
+                return False
         return not left
 
 
