@@ -1,0 +1,186 @@
+"""Doubles of a guest and a machine: what the harness needs of them, without WinRM, SFTP or an emulator."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path, PureWindowsPath
+from typing import Any
+
+from harness.log import Log
+from harness.remote.guest import failure
+from harness.remote.quoting import command_line
+from harness.remote.sftp import Upload
+from harness.remote.winrm import CommandResult
+from vm.deadline import Deadline
+from vm.errors import GuestError
+from vm.machine import Condition, Credentials, GuestAddress, MachineState
+
+Answer = tuple[int, str]
+
+
+class ScriptedGuest:
+    """A guest whose commands are answered by functions; keeps what it was asked and what it was sent.
+
+    Args:
+        answers: by the start of the command line; the longest start that fits answers. Unknown commands return 0.
+    """
+
+    machine = "double"
+
+    def __init__(self, answers: Mapping[str, Answer | Callable[[str], Answer]]) -> None:
+        self.answers = dict(answers)
+        self.commands: list[str] = []
+        self.files: dict[str, bytes] = {}
+        self.log = Log()
+
+    def run(
+        self, command: Sequence[str] | str, *, deadline: Deadline, check: bool = True, **_: Any
+    ) -> CommandResult:
+        line = command if isinstance(command, str) else command_line(command)
+        deadline.check(f"'{line}'", machine=self.machine)
+        self.commands.append(line)
+        start = max((known for known in self.answers if line.startswith(known)), key=len, default=None)
+        answer = self.answers[start] if start is not None else (0, "")
+        code, output = answer(line) if callable(answer) else answer
+        result = CommandResult(line, code, output, "", 0.001)
+        if check and code:
+            raise failure(result, self.machine)
+        return result
+
+    def put(self, uploads: Iterable[Upload], deadline: Deadline) -> int:
+        sent = {upload.target: upload.source.read_bytes() for upload in uploads}
+        self.files.update(sent)
+        return sum(len(content) for content in sent.values())
+
+    def verify(self, digests: Mapping[str, str], deadline: Deadline) -> None:
+        for path, digest in digests.items():
+            if hashlib.sha256(self.files[path]).hexdigest() != digest:
+                raise GuestError(f"'{path}' differs", machine=self.machine)
+
+
+class LocalGuest:
+    """A guest whose C: drive is a directory and whose python is this one: real processes, no network."""
+
+    machine = "double"
+
+    def __init__(self, drive: Path) -> None:
+        self.drive = drive
+        self.boot = "1"
+        self.sent: list[str] = []
+        self.on_line: Callable[[str], None] = lambda _: None
+
+    def run(
+        self,
+        command: Sequence[str],
+        *,
+        deadline: Deadline,
+        check: bool = True,
+        directory: str | None = None,
+        on_output: Callable[[str], None] = lambda _: None,
+        **_: Any,
+    ) -> CommandResult:
+        assert command[0] == "python"
+        began = time.monotonic()
+        process = subprocess.Popen(
+            [sys.executable, *command[1:]],
+            cwd=self.path(directory or "C:\\"),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert process.stdout is not None and process.stderr is not None
+        try:
+            for line in process.stdout:
+                on_output(line)
+                self.on_line(line)
+            errors = process.stderr.read()
+            code = process.wait(timeout=deadline.remaining)
+        finally:
+            process.kill()
+            process.wait()
+            process.stdout.close()
+            process.stderr.close()
+        return CommandResult(" ".join(command), code & 0xFFFFFFFF, "", errors, time.monotonic() - began)
+
+    def path(self, windows: str) -> Path:
+        return self.drive.joinpath(*PureWindowsPath(windows).parts[1:])
+
+    def put(self, uploads: Iterable[Upload], deadline: Deadline) -> int:
+        for upload in uploads:
+            self.put_bytes(upload.source.read_bytes(), upload.target, deadline)
+            self.sent.append(upload.target)
+        return 0
+
+    def put_bytes(self, content: bytes, target: str, deadline: Deadline) -> None:
+        self.path(target).parent.mkdir(parents=True, exist_ok=True)
+        self.path(target).write_bytes(content)
+
+    def read_bytes(self, source: str, deadline: Deadline) -> bytes | None:
+        path = self.path(source)
+        return path.read_bytes() if path.exists() else None
+
+    def get_tree(self, source: str, target: Path, deadline: Deadline) -> list[Path]:
+        fetched = []
+        for path in self.path(source).rglob("*"):
+            target.mkdir(parents=True, exist_ok=True)
+            fetched.append(target / path.name)
+            fetched[-1].write_bytes(path.read_bytes())
+        return fetched
+
+    def remove(self, paths: Iterable[str], deadline: Deadline) -> None:
+        for path in paths:
+            self.path(path).unlink(missing_ok=True)
+
+    def verify(self, digests: Mapping[str, str], deadline: Deadline) -> None:
+        for path, digest in digests.items():
+            assert hashlib.sha256(self.path(path).read_bytes()).hexdigest() == digest
+
+    def boot_identity(self, deadline: Deadline) -> str:
+        return self.boot
+
+    def wait_for_boot(self, previous: str | None, deadline: Deadline) -> str:
+        return self.boot
+
+    def reconnect(self) -> None:
+        pass
+
+
+class MachineDouble:
+    """A machine that only remembers what was asked of it."""
+
+    kind = "double"
+
+    def __init__(self, name: str = "double", condition: Condition | None = None) -> None:
+        self.name = name
+        self.calls: list[str] = []
+        self.present = condition or Condition()
+        self.now = MachineState.STOPPED
+        self.on_stop: Callable[[Deadline], None] = lambda _: None
+
+    def state(self) -> MachineState:
+        return self.now
+
+    def start(self, deadline: Deadline) -> GuestAddress:
+        self.calls.append("start")
+        self.now = MachineState.RUNNING
+        return self.address()
+
+    def stop(self, deadline: Deadline) -> None:
+        self.calls.append("stop")
+        self.on_stop(deadline)
+        self.now = MachineState.STOPPED
+
+    def restore(self, deadline: Deadline) -> GuestAddress:
+        self.calls.append("restore")
+        self.now = MachineState.RUNNING
+        return self.address()
+
+    def address(self) -> GuestAddress:
+        return GuestAddress("127.0.0.1", 5985, "http", "ntlm", 22, None, Credentials("lab", "secret"))
+
+    def condition(self) -> Condition:
+        return self.present

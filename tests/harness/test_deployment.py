@@ -1,0 +1,239 @@
+"""Deployment: the steps, what they send to the guest, and how each failure reads."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from harness.deployment import Plan, StepResult, UnloadError, deploy, remove
+from tests.harness.remote_doubles import Answer, ScriptedGuest
+from vm.deadline import Deadline
+from vm.errors import DeadlineExceededError, GuestError, PackageError
+
+PLAN = Plan("Sample", "Sample Instance", "370001.5", "FSFilter Activity Monitor")
+INSTANCES = """
+Volume Name                              Altitude        Instance Name       Frame   SprtFtrs  VlStatus
+-------------------------------------  ------------  ----------------------  -----   --------  --------
+D:                                       370001.5     Sample Instance          0     00000003
+\\Device\\HarddiskVolume3                370001.5     Sample Instance          0     00000003
+"""
+ABSENT: Answer = (1060, "[SC] EnumQueryServicesStatus:OpenService FAILED 1060:")
+RUNNING: Answer = (
+    0,
+    "SERVICE_NAME: Sample\n        TYPE : 2  FILE_SYSTEM_DRIVER\n        STATE : 4  RUNNING\n",
+)
+
+
+@dataclass(frozen=True)
+class SamplePackage:
+    directory: Path
+    files: Mapping[str, str]
+
+
+@pytest.fixture
+def package(tmp_path: Path) -> SamplePackage:
+    contents = {"sample.sys": b"MZ image", "sample.inf": b"[Version]", "sample.cer": b"0\x82 certificate"}
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+    return SamplePackage(
+        tmp_path, {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()}
+    )
+
+
+def healthy(**more: Answer | Callable[[str], Answer]) -> ScriptedGuest:
+    return ScriptedGuest(
+        {
+            "bcdedit": (0, "identifier              {current}\ntestsigning             Yes\n"),
+            "sc query": ABSENT,
+            "reg query": (1, "ERROR: The system was unable to find the specified registry key or value."),
+            "fltmc instances": (0, INSTANCES),
+            **{name.replace("_", " "): answer for name, answer in more.items()},
+        }
+    )
+
+
+def soon() -> Deadline:
+    return Deadline.after(seconds=20)
+
+
+def test_a_deployment_runs_its_steps_in_order_and_reports_each_once(package: SamplePackage) -> None:
+    guest, steps = healthy(), list[StepResult]()
+
+    done = deploy(guest, package, PLAN, soon(), steps.append)  # type: ignore[arg-type]
+
+    assert [step.name for step in steps] == [
+        "check test signing",
+        "trust the certificate",
+        "remove the older driver",
+        "copy the package",
+        "create the service",
+        "load the driver",
+        "see that it is attached",
+    ]
+    assert done.steps == tuple(steps)
+    assert done.volumes == ("D:", "\\Device\\HarddiskVolume3")
+    assert all(step.detail for step in steps)
+
+
+def test_the_image_goes_to_the_drivers_directory_and_the_whole_package_beside_it(
+    package: SamplePackage,
+) -> None:
+    guest = healthy()
+
+    deploy(guest, package, PLAN, soon())  # type: ignore[arg-type]
+
+    assert guest.files["C:\\Windows\\System32\\drivers\\sample.sys"] == b"MZ image"
+    assert {"C:\\Downlink\\package\\" + name for name in package.files} <= set(guest.files)
+
+
+def test_both_instances_keys_are_written_with_altitude_and_flags(package: SamplePackage) -> None:
+    guest = healthy()
+
+    deploy(guest, package, PLAN, soon())  # type: ignore[arg-type]
+
+    lines = "\n".join(guest.commands)
+    for parent in ("Sample", "Sample\\Parameters"):
+        key = f"HKLM\\SYSTEM\\CurrentControlSet\\Services\\{parent}\\Instances"
+        assert f'reg add {key} /v DefaultInstance /t REG_SZ /d "Sample Instance" /f' in lines
+        assert f'reg add "{key}\\Sample Instance" /v Altitude /t REG_SZ /d 370001.5 /f' in lines
+        assert f'reg add "{key}\\Sample Instance" /v Flags /t REG_DWORD /d 0x0 /f' in lines
+
+
+def test_a_trusted_certificate_is_not_added_again(package: SamplePackage) -> None:
+    guest = healthy()
+
+    steps = deploy(guest, package, PLAN, soon()).steps  # type: ignore[arg-type]
+
+    assert not any("-addstore" in line for line in guest.commands)
+    assert not steps[1].changed
+
+
+def test_an_untrusted_certificate_is_added_to_both_stores(package: SamplePackage) -> None:
+    guest = healthy()
+    guest.answers["certutil -store"] = (0x80090011, "object was not found")
+
+    steps = deploy(guest, package, PLAN, soon()).steps  # type: ignore[arg-type]
+
+    added = [line for line in guest.commands if "-addstore" in line]
+    assert added == [
+        "certutil -f -addstore Root C:\\Downlink\\package\\sample.cer",
+        "certutil -f -addstore TrustedPublisher C:\\Downlink\\package\\sample.cer",
+    ]
+    assert steps[1].changed
+
+
+@pytest.mark.parametrize(
+    "output", ["testsigning             No\n", "testsigning             Nein\n", "nx     OptIn\n"]
+)
+def test_a_guest_without_test_signing_is_refused_before_anything_is_changed(
+    package: SamplePackage, output: str
+) -> None:
+    guest = healthy(bcdedit=(0, output))
+
+    with pytest.raises(GuestError, match="'testsigning' is off") as caught:
+        deploy(guest, package, PLAN, soon())  # type: ignore[arg-type]
+
+    assert "bcdedit /set testsigning on" in (caught.value.hint or "")
+    assert guest.commands == ["bcdedit /enum {current}"]
+    assert not guest.files
+
+
+def test_a_running_older_driver_is_unloaded_then_deleted_then_waited_for(package: SamplePackage) -> None:
+    answers = iter([(0, "still there"), (0, "still there"), (1, "")])
+    guest = healthy(sc_query=RUNNING, reg_query=lambda _: next(answers))
+
+    steps = deploy(guest, package, PLAN, soon()).steps  # type: ignore[arg-type]
+
+    order = [
+        line
+        for line in guest.commands
+        if line.startswith(("fltmc unload", "sc delete", "reg query", "sc create"))
+    ]
+    assert order[:2] == ["fltmc unload Sample", "sc delete Sample"]
+    assert [line.split()[0] for line in order[2:5]] == ["reg", "reg", "reg"]
+    assert order[5].startswith("sc create Sample")
+    assert steps[2].changed
+
+
+def test_a_refused_unload_is_never_tried_again_and_asks_for_a_restore(package: SamplePackage) -> None:
+    guest = healthy(sc_query=RUNNING, fltmc_unload=(1, "Unload failed with error: 0x801f0010\nDo not detach"))
+
+    with pytest.raises(UnloadError, match="refused to be unloaded") as caught:
+        deploy(guest, package, PLAN, soon())  # type: ignore[arg-type]
+
+    assert "vm.restore" in (caught.value.hint or "")
+    assert sum(line.startswith("fltmc unload") for line in guest.commands) == 1
+    assert not any(line.startswith("sc delete") for line in guest.commands)
+
+
+def test_an_unload_that_hangs_is_told_apart_from_one_that_fails(package: SamplePackage) -> None:
+    def hang(line: str) -> Answer:
+        raise DeadlineExceededError(f"'{line}' did not end within 30 s")
+
+    guest = healthy(sc_query=RUNNING, fltmc_unload=hang)
+
+    with pytest.raises(UnloadError, match="hangs in its unload"):
+        remove(guest, PLAN, soon())  # type: ignore[arg-type]
+
+
+def test_a_filter_that_went_away_meanwhile_counts_as_unloaded(package: SamplePackage) -> None:
+    guest = healthy(sc_query=RUNNING, fltmc_unload=(1, "Unload failed with error: 0x801f0013"))
+
+    assert remove(guest, PLAN, soon()) is True  # type: ignore[arg-type]
+
+
+def test_removing_what_is_not_there_changes_nothing() -> None:
+    guest = healthy()
+
+    assert remove(guest, PLAN, soon()) is False  # type: ignore[arg-type]
+    assert guest.commands == ["sc query Sample"]
+
+
+@pytest.mark.parametrize(
+    ("output", "words"),
+    [
+        (
+            "Load failed with error: 0x800705aa\nInsufficient resources",
+            "DriverEntry failed with STATUS_INSUFFICIENT",
+        ),
+        (
+            "Load failed with error: 0x80070002\nThe system cannot find",
+            "service key, its image or its 'Instances' key",
+        ),
+        ("Load failed with error: 0x80070241\nWindows cannot verify", "signature of the image is not valid"),
+        ("Load failed with error: 0x801f0011\n", "another filter has the same altitude"),
+        ("Load failed with error: 0x80070005 (0xC0000022)\n", "STATUS_ACCESS_DENIED"),
+    ],
+)
+def test_a_failed_load_says_why_in_words_and_by_name(package: SamplePackage, output: str, words: str) -> None:
+    guest = healthy(fltmc_load=(1, output))
+
+    with pytest.raises(GuestError) as caught:
+        deploy(guest, package, PLAN, soon())  # type: ignore[arg-type]
+
+    assert "the driver 'Sample' did not load" in caught.value.message
+    assert words in caught.value.message
+    assert "0x80" in caught.value.message
+
+
+def test_a_loaded_filter_without_instances_is_an_error(package: SamplePackage) -> None:
+    guest = healthy(fltmc_instances=(0, INSTANCES.split("D:")[0]))
+
+    with pytest.raises(GuestError, match="attached to no volume"):
+        deploy(guest, package, PLAN, soon())  # type: ignore[arg-type]
+
+
+def test_a_package_without_an_image_is_refused_before_the_guest_is_asked_anything(
+    package: SamplePackage,
+) -> None:
+    guest = healthy()
+    files = {name: digest for name, digest in package.files.items() if not name.endswith(".sys")}
+
+    with pytest.raises(PackageError, match=r"exactly one '\.sys' file"):
+        deploy(guest, SamplePackage(package.directory, files), PLAN, soon())  # type: ignore[arg-type]
+
+    assert guest.commands == []
