@@ -12,7 +12,7 @@ from pathlib import Path
 from vm.errors import ConfigurationError, DownlinkError
 
 LATEST = "latest"
-_NAME = re.compile(r"^\d{8}T\d{6}Z(-\d+)?-[\w.-]+$")
+_NAME = re.compile(r"^(\d{8}T\d{6}Z)(?:-(\d+))?-[\w.-]+$")
 """Only directories with such a name are ever removed."""
 
 
@@ -62,7 +62,7 @@ def create(runs: Path, machine: str, *, keep: int, now: datetime | None = None) 
         _point(runs, path)
     except OSError as error:
         raise ConfigurationError(f"the run directory in '{runs}' cannot be made: {error.strerror}") from error
-    for old in _runs(runs)[:-keep]:
+    for _, _, old in _runs(runs)[:-keep]:
         if old != path:
             shutil.rmtree(old, ignore_errors=True)
     return RunDirectory(path)
@@ -78,15 +78,16 @@ def latest(runs: Path) -> RunDirectory:
 
 
 def _make(runs: Path, stamp: str, machine: str) -> Path:
-    """Two runs may begin within a second: the later one gets a number."""
-    for number in range(1, 1000):
+    """Two runs may begin within a second: the later one gets a number, higher than any that was given."""
+    number = max((taken for began, taken, _ in _runs(runs) if began == stamp), default=0)
+    while True:
+        number += 1
         path = runs / (f"{stamp}-{machine}" if number == 1 else f"{stamp}-{number}-{machine}")
         try:
             path.mkdir()
         except FileExistsError:
             continue
         return path
-    raise ConfigurationError(f"'{runs}' has a thousand runs of the same second")
 
 
 def _point(runs: Path, path: Path) -> None:
@@ -100,8 +101,11 @@ def _point(runs: Path, path: Path) -> None:
     draft.replace(pointer)
 
 
-def _runs(runs: Path) -> list[Path]:
-    found = (
-        path for path in runs.iterdir() if _NAME.match(path.name) and path.is_dir() and not path.is_symlink()
-    )
-    return sorted(found, key=lambda path: (path.stat().st_mtime, path.name))
+def _runs(runs: Path) -> list[tuple[str, int, Path]]:
+    """All run directories, oldest first: when each began, its number within that second, and where it is."""
+    found: list[tuple[str, int, Path]] = []
+    for path in runs.iterdir():
+        match = _NAME.match(path.name)
+        if match and path.is_dir() and not path.is_symlink():
+            found.append((match[1], int(match[2] or 1), path))
+    return sorted(found)

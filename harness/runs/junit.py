@@ -57,7 +57,8 @@ def _case(suite: ElementTree.Element, test: TestResult, results: Results) -> Non
         name=_clean(test.name),
         time=f"{test.seconds:.3f}",
     )
-    _properties(case, [*(("fact", fact) for fact in test.facts), *test.properties])
+    others = [(name, value) for name, value in test.properties if name != "fact"]
+    _properties(case, [*(("fact", fact) for fact in test.facts), *others])
     if test.outcome in _FAILURES:
         _detail(case, "failure", _last_line(test.text) or test.reason, test.text)
     elif test.outcome in _ERRORS:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,17 @@ def test_the_projects_own_file_is_valid_and_its_default_machine_is_emulated() ->
     assert configuration.machine().kind.name == "emulated"
     assert configuration.driver().rules["io_path_waits"] == "forbid"
     assert configuration.driver().port == "\\DownlinkPort"
+
+
+def test_the_names_are_those_that_the_inf_installs_the_driver_under() -> None:
+    driver = config.load(ROOT).driver()
+    inf = driver.inf.read_text(encoding="ascii")
+    strings = dict(re.findall(r'^(\w+)\s*=\s*"([^"]*)"', inf, re.MULTILINE))
+
+    assert strings["Altitude"] == driver.altitude
+    assert strings["Instance"] == driver.instance
+    assert strings["Service"].casefold() == driver.service.casefold()
+    assert f'LoadOrderGroup = "{driver.load_order_group}"' in inf
 
 
 def test_values_come_typed_and_paths_are_absolute(tmp_path: Path) -> None:
