@@ -11,7 +11,7 @@ from vm.emulated.cpu.engine import Engine
 from vm.emulated.cpu.memory import Access, Memory
 from vm.emulated.exports.declare import Export
 from vm.emulated.kernel import bugcheck as bc
-from vm.emulated.kernel import loader, security
+from vm.emulated.kernel import dpc, loader, security
 from vm.emulated.kernel.bugcheck import Bugcheck, bugcheck_name
 from vm.emulated.kernel.clock import Clock
 from vm.emulated.kernel.dispatcher import Dispatcher, ObjectType
@@ -100,6 +100,8 @@ class Kernel:
         self.threads: dict[int, KThread] = {}
         self.free_checks: list[Callable[[int, int, str], None]] = []
         """Called with (begin, end, what) before memory is freed; each may bugcheck because something in it is in use."""
+        self.dpc_threads: dict[int, int] = {}
+        """Address of a thread that runs, or will run, a DPC -> address of the KDPC."""
         self.services: dict[str, Any] = {}
         """State of rooms above the kernel (the Filter Manager), by name."""
         self._python_functions: dict[int, Export] = {}
@@ -371,11 +373,12 @@ class Kernel:
         stack = tuple(stack_trace(self, thread)) if thread is not None else ()
         self.violations.append(Violation(rule, message, driver, stack))
 
-    def queue_dpc(self, address: int) -> None:
-        """KDPC to be run soon, at DISPATCH_LEVEL, in a thread of its own (as on another processor)."""
-        from vm.emulated.kernel.dpc import run_dpc
+    def queue_dpc(self, address: int, argument1: int | None = None, argument2: int | None = None) -> bool:
+        """Queue a KDPC, to run at DISPATCH_LEVEL in a thread of its own (as on another processor); False if it is queued.
 
-        self.start_system_thread(run_dpc(self, address), "DPC")
+        Without arguments those of the latest KeInsertQueueDpc stay, as for the DPC of a timer.
+        """
+        return dpc.queue(self, address, argument1, argument2)
 
     # Drivers
 
@@ -496,6 +499,16 @@ class Kernel:
                 begin,
                 end,
                 rule=f"{what} was freed while it holds an active timer ({timer:#x})",
+            )
+        queued = dpc.queued_in(self, begin, end)
+        if queued is not None:
+            raise Bugcheck(
+                bc.TIMER_OR_DPC_INVALID,
+                1,
+                queued,
+                begin,
+                end,
+                rule=f"{what} was freed while it holds a queued DPC ({queued:#x})",
             )
         for thread in self.threads.values():
             for kind, held in thread.owned:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from types import GeneratorType
 from typing import TYPE_CHECKING, Any
 
-from vm.emulated.cpu.engine import Context, Engine, Stop, StopKind
+from vm.emulated.cpu.engine import Context, Engine, StopKind
 from vm.emulated.cpu.memory import MemoryFaultError
 from vm.emulated.exports.declare import Export
 from vm.emulated.kernel import bugcheck as bc
@@ -148,7 +148,7 @@ class Scheduler:
                     self.kernel.thread_finished(thread)
                     break
                 frame = thread.frames[-1]
-                if frame.__class__ is GuestFrame:
+                if isinstance(frame, GuestFrame):
                     slice_exports = self._run_guest(thread, frame, slice_exports)
                 else:
                     self._run_model(thread, frame)
@@ -202,8 +202,8 @@ class Scheduler:
         on_call = self.on_call
         while True:
             stop = run(pc, quantum)
-            if stop.__class__ is int:
-                entry = traps[stop]  # type: ignore[index]
+            if isinstance(stop, int):
+                entry = traps[stop]
                 if entry is None:
                     self._returned(thread, frame)
                     return budget
@@ -247,7 +247,6 @@ class Scheduler:
                 engine.set_result(value or 0)
                 pc = frame.pc
             else:
-                assert isinstance(stop, Stop)
                 pc = stop.pc
                 if stop.kind is StopKind.QUANTUM:
                     if engine.in_stub(pc):
