@@ -349,7 +349,10 @@ class _Build:
             for name, exports in lists.items():
                 if not exports.is_file():
                     raise BuildError(f"the list of exports '{exports}' is missing")
-                library = self._libraries / f"{step_key(exports)[:12]}-{name}.lib"
+                # Named by content, not by place: the library's name is part of the symbols.
+                library = (
+                    self._libraries / f"{name}-{hashlib.sha256(exports.read_bytes()).hexdigest()[:12]}.lib"
+                )
                 arguments = ["dlltool", "-m", self._target.machine, "-d", str(exports), "-l", str(library)]
                 key = step_key(self._zig.identity, *arguments)
                 if not record.is_current(library.name, key, library):
@@ -377,11 +380,11 @@ class _Build:
             *_COMPILE,
             *_CONFIGURATIONS[self._configuration],
             *(f"-D{definition}" for definition in (*_DEFINITIONS, *self._target.definitions)),
-            # Later maps win; the driver's own directory is mapped to its name, whatever lies above it.
+            # Later maps win. The sources are always called "driver", wherever they lie.
             f"-ffile-prefix-map={self._zig.library}=zig",
             *(f"-ffile-prefix-map={path}=include{index}" for index, path in enumerate(source.includes)),
             *([f"-ffile-prefix-map={source.cross}=cross"] if source.cross is not None else []),
-            f"-ffile-prefix-map={source.directory}={source.directory.name}",
+            f"-ffile-prefix-map={source.directory}=driver",
             "-nostdinc",
             *(part for path in includes for part in ("-I", str(path))),
             *(part for path in system for part in ("-isystem", str(path))),

@@ -1,0 +1,357 @@
+"""A package: the files that a build produced, with a manifest that says what each is and what it must hash to.
+
+A package is written once, in one step, and never changed; whoever reads it verifies every hash. Signing happens before:
+the image that is packed may differ from the one that was linked, and the manifest has the hashes of both.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness.image import check_image
+from harness.toolchain.source import BuildResult
+from vm.errors import PackageError
+
+MANIFEST_NAME = "manifest.json"
+_FORMAT = 1
+_GIT_SECONDS = 20.0
+
+ROLES = ("image", "inf", "symbols", "certificate", "catalog")
+"""What a file of a package can be."""
+
+
+@dataclass(frozen=True, slots=True)
+class PackageFile:
+    """One file: name inside the package, role (one of `ROLES`), size in bytes, SHA-256 in hex."""
+
+    name: str
+    role: str
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class DriverIdentity:
+    """What a driver is called where it is installed: service, default instance and its altitude."""
+
+    service: str
+    instance: str
+    altitude: str
+
+
+@dataclass(frozen=True, slots=True)
+class SourceRevision:
+    """Git revision that a package was built from; None where there is no git or no repository."""
+
+    revision: str | None
+    dirty: bool | None
+    """True if tracked files differed from that revision."""
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """All that is known of a package."""
+
+    driver: DriverIdentity
+    toolchain: str
+    versions: Mapping[str, str]
+    configuration: str
+    architecture: str
+    source: SourceRevision
+    unsigned_sha256: str
+    """Of the image as it was linked: the same sources give the same one, signed by whomever."""
+    files: tuple[PackageFile, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Package:
+    """A package on disk whose files have been verified."""
+
+    directory: Path
+    manifest: Manifest
+
+    @property
+    def image(self) -> Path:
+        """The driver image, signed if the package is."""
+        return self.directory / self.entry("image").name
+
+    @property
+    def signed(self) -> bool:
+        """Whether the image is not the one that was linked."""
+        return self.entry("image").sha256 != self.manifest.unsigned_sha256
+
+    def entry(self, role: str) -> PackageFile:
+        """The file of that role.
+
+        Raises:
+            PackageError: the package has none.
+        """
+        for file in self.manifest.files:
+            if file.role == role:
+                return file
+        raise PackageError(f"the package '{self.directory}' has no file of the role '{role}'")
+
+    def path(self, role: str) -> Path | None:
+        """Path of the file of that role, None if the package has none."""
+        return next((self.directory / file.name for file in self.manifest.files if file.role == role), None)
+
+
+def write_package(
+    result: BuildResult,
+    directory: Path,
+    *,
+    signed_image: bytes | None = None,
+    certificate: Path | None = None,
+    catalog: Path | None = None,
+    identity: DriverIdentity | None = None,
+    repository: Path | None = None,
+) -> Package:
+    """Pack what a build produced. An older package in that place is replaced, in one step.
+
+    Args:
+        result: the build.
+        directory: where the package will be; its parent is made if necessary.
+        signed_image: the image after signing; the linked one if not given.
+        certificate, catalog: further files.
+        identity: service, instance and altitude; read from the INF if not given.
+        repository: checkout whose git revision is recorded; the one this module belongs to if not given.
+
+    Raises:
+        PackageError: the image is none for a driver, there is no identity, or something else is in that place.
+    """
+    image = result.image.read_bytes() if signed_image is None else signed_image
+    check_image(image, result.image.name, result.architecture)
+    if identity is None:
+        if result.inf is None:
+            raise PackageError(f"'{result.name}' has no INF that tells its service, instance and altitude")
+        identity = read_identity(result.inf)
+    contents = {
+        result.image.name: ("image", image),
+        result.symbols.name: ("symbols", result.symbols.read_bytes()),
+    }
+    for role, path in (("inf", result.inf), ("certificate", certificate), ("catalog", catalog)):
+        if path is not None:
+            contents[path.name] = (role, path.read_bytes())
+    manifest = Manifest(
+        driver=identity,
+        toolchain=result.toolchain,
+        versions=dict(result.versions),
+        configuration=result.configuration,
+        architecture=result.architecture,
+        source=source_revision(repository or Path(__file__).resolve().parents[1]),
+        unsigned_sha256=result.unsigned_sha256,
+        files=tuple(
+            PackageFile(name, role, len(data), hashlib.sha256(data).hexdigest())
+            for name, (role, data) in sorted(contents.items())
+        ),
+    )
+    _replace(directory, {name: data for name, (_, data) in contents.items()}, manifest)
+    return Package(directory.resolve(), manifest)
+
+
+def load_package(directory: Path) -> Package:
+    """Read a package and verify every file in it.
+
+    Raises:
+        PackageError: there is no manifest, it cannot be read, or a file is missing, too many, or not what it was.
+    """
+    path = directory / MANIFEST_NAME
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise PackageError(
+            f"'{directory}' is no package, it has no '{MANIFEST_NAME}'", hint="run './inv build'"
+        ) from error
+    except (OSError, ValueError) as error:
+        raise PackageError(
+            f"the manifest '{path}' cannot be read: {error}", hint="run './inv build'"
+        ) from error
+    manifest = _manifest(raw, path)
+    for file in manifest.files:
+        _verify(directory, file)
+    known = {MANIFEST_NAME, *(file.name for file in manifest.files)}
+    extra = sorted(entry.name for entry in directory.iterdir() if entry.name not in known)
+    if extra:
+        raise PackageError(
+            f"the package '{directory}' contains '{extra[0]}', which its manifest does not list"
+        )
+    return Package(directory.resolve(), manifest)
+
+
+def read_identity(inf: Path) -> DriverIdentity:
+    """Service, default instance and altitude out of a minifilter's INF.
+
+    Raises:
+        PackageError: one of them is not in it, or it names two different ones.
+    """
+    text = inf.read_text(encoding="utf-8-sig")
+    strings = {
+        match[1].lower(): match[2]
+        for match in re.finditer(r'(?m)^\s*([\w.]+)\s*=\s*"([^"]*)"', _section(text, "Strings"))
+    }
+
+    def only(what: str, pattern: str) -> str:
+        values = {
+            _expand(match, strings) for match in re.findall(pattern, text, re.IGNORECASE | re.MULTILINE)
+        }
+        if len(values) != 1:
+            found = ", ".join(f"'{value}'" for value in sorted(values)) or "none"
+            raise PackageError(f"'{inf.name}' must name exactly one {what}, found {found}")
+        return values.pop()
+
+    return DriverIdentity(
+        service=only("service", r"^\s*AddService\s*=\s*([^,\s]+)"),
+        instance=only("default instance", r'"DefaultInstance"\s*,\s*0x0+\s*,\s*("[^"]*"|%[^%]+%)'),
+        altitude=only("altitude", r'"Altitude"\s*,\s*0x0+\s*,\s*("[^"]*"|%[^%]+%)'),
+    )
+
+
+def source_revision(repository: Path) -> SourceRevision:
+    """Revision of a checkout and whether tracked files were changed; both None where git cannot say."""
+    git = shutil.which("git")
+    if git is None:
+        return SourceRevision(None, None)
+    try:
+        done = subprocess.run(
+            [git, "-C", str(repository), "status", "--porcelain=v2", "--branch", "--untracked-files=no"],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=_GIT_SECONDS,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return SourceRevision(None, None)
+    lines = done.stdout.decode("utf-8", errors="replace").splitlines()
+    revision = next((line.split()[-1] for line in lines if line.startswith("# branch.oid ")), None)
+    if done.returncode != 0 or revision is None or not re.fullmatch(r"[0-9a-f]{40,64}", revision):
+        return SourceRevision(None, None)
+    return SourceRevision(revision, any(not line.startswith("#") for line in lines))
+
+
+def _replace(directory: Path, contents: Mapping[str, bytes], manifest: Manifest) -> None:
+    """Write beside the place, then rename into it."""
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    if directory.exists() and not (directory / MANIFEST_NAME).is_file() and any(directory.iterdir()):
+        raise PackageError(
+            f"'{directory}' exists and is no package", hint="move it away or choose another place"
+        )
+    partial = directory.with_name(f".{directory.name}.{os.getpid()}.part")
+    old = directory.with_name(f".{directory.name}.{os.getpid()}.old")
+    try:
+        for leftover in (partial, old):
+            shutil.rmtree(leftover, ignore_errors=True)
+        partial.mkdir()
+        for name, data in contents.items():
+            (partial / name).write_bytes(data)
+        (partial / MANIFEST_NAME).write_text(json.dumps(_raw(manifest), indent=2) + "\n", encoding="utf-8")
+        if directory.exists():
+            directory.rename(old)
+        partial.rename(directory)
+    except OSError as error:
+        if old.exists() and not directory.exists():
+            old.rename(directory)
+        raise PackageError(f"the package '{directory}' cannot be written: {error}") from error
+    finally:
+        for leftover in (partial, old):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _verify(directory: Path, file: PackageFile) -> None:
+    try:
+        data = (directory / file.name).read_bytes()
+    except OSError as error:
+        raise PackageError(
+            f"the package '{directory}' lacks '{file.name}'", hint="run './inv build'"
+        ) from error
+    if len(data) != file.size or hashlib.sha256(data).hexdigest() != file.sha256:
+        raise PackageError(
+            f"'{file.name}' in the package '{directory}' is not the file that was packed, its hash differs",
+            hint="run './inv build'",
+        )
+
+
+def _raw(manifest: Manifest) -> dict[str, Any]:
+    return {
+        "format": _FORMAT,
+        "driver": {
+            "service": manifest.driver.service,
+            "instance": manifest.driver.instance,
+            "altitude": manifest.driver.altitude,
+        },
+        "build": {
+            "toolchain": manifest.toolchain,
+            "versions": dict(manifest.versions),
+            "configuration": manifest.configuration,
+            "architecture": manifest.architecture,
+        },
+        "source": {"revision": manifest.source.revision, "dirty": manifest.source.dirty},
+        "unsigned_sha256": manifest.unsigned_sha256,
+        "files": [
+            {"name": file.name, "role": file.role, "size": file.size, "sha256": file.sha256}
+            for file in manifest.files
+        ],
+    }
+
+
+def _manifest(raw: Any, path: Path) -> Manifest:
+    try:
+        if raw["format"] != _FORMAT:
+            raise PackageError(f"the manifest '{path}' has the format {raw['format']}, this is {_FORMAT}")
+        files = tuple(
+            PackageFile(
+                _file_name(file["name"]), _one_of(file["role"], ROLES), int(file["size"]), str(file["sha256"])
+            )
+            for file in raw["files"]
+        )
+        build, driver, source = raw["build"], raw["driver"], raw["source"]
+        manifest = Manifest(
+            driver=DriverIdentity(str(driver["service"]), str(driver["instance"]), str(driver["altitude"])),
+            toolchain=str(build["toolchain"]),
+            versions={str(name): str(version) for name, version in build["versions"].items()},
+            configuration=str(build["configuration"]),
+            architecture=str(build["architecture"]),
+            source=SourceRevision(source["revision"], source["dirty"]),
+            unsigned_sha256=str(raw["unsigned_sha256"]),
+            files=files,
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise PackageError(
+            f"the manifest '{path}' is not what it has to be: {error!r}", hint="run './inv build'"
+        ) from error
+    if sum(file.role == "image" for file in files) != 1:
+        raise PackageError(f"the manifest '{path}' does not list exactly one image", hint="run './inv build'")
+    return manifest
+
+
+def _file_name(name: Any) -> str:
+    """A plain name: a manifest must not reach outside its package."""
+    if not isinstance(name, str) or not re.fullmatch(r"[\w][\w.\- ]*", name):
+        raise ValueError(f"'{name}' is no file name")
+    return name
+
+
+def _one_of(value: Any, allowed: Iterable[str]) -> str:
+    if value not in allowed:
+        raise ValueError(f"'{value}' is no role")
+    return str(value)
+
+
+def _section(text: str, name: str) -> str:
+    match = re.search(rf"(?ims)^\s*\[{re.escape(name)}\]\s*$(.*?)(?=^\s*\[|\Z)", text)
+    return match[1] if match else ""
+
+
+def _expand(value: str, strings: Mapping[str, str]) -> str:
+    """An INF value without quotes and with its `%token%` replaced."""
+    value = value.strip().strip('"')
+    token = re.fullmatch(r"%([^%]+)%", value)
+    return strings.get(token[1].lower(), value) if token else value
