@@ -1,0 +1,69 @@
+"""What a boot leaves in the registry: the boot configuration, the options in effect, the boot counter.
+
+`bcdedit` changes the configuration; it takes effect here, at the next boot.
+"""
+
+from __future__ import annotations
+
+from vm.emulated.registry import (
+    REG_BINARY,
+    SERVICES,
+    MissingKeyError,
+    MissingValueError,
+    Registry,
+    RegistryValue,
+    ValueTypeError,
+)
+
+CONTROL = "HKLM\\SYSTEM\\CurrentControlSet\\Control"
+BOOT_COUNTER_KEY = f"{CONTROL}\\Session Manager\\Memory Management\\PrefetchParameters"
+BOOT_COUNTER_VALUE = "BootId"
+"""A number that Windows raises at every boot: the boot identity that `reg query` can read in any language."""
+
+BOOT_ENTRY = "{5189b25c-5558-4bf2-bca4-289b11bd29e2}"
+_ELEMENTS = f"HKLM\\BCD00000000\\Objects\\{BOOT_ENTRY}\\Elements"
+_TESTSIGNING = f"{_ELEMENTS}\\16000049"
+
+
+def prepare(registry: Registry, *, testsigning: bool) -> None:
+    """Give a registry that has never booted its boot configuration; one that has is left alone."""
+    if not registry.exists(_ELEMENTS):
+        registry.create_key(_ELEMENTS)
+        if testsigning:
+            set_testsigning(registry, on=True)
+
+
+def begin(registry: Registry) -> None:
+    """The registry's part of a boot: options take effect, the counter rises, deleted services are gone."""
+    options = [" TESTSIGNING"] if testsigning_configured(registry) else []
+    registry.set_string(CONTROL, "SystemStartOptions", " ".join([*options, " NOEXECUTE=OPTIN"]))
+    try:
+        count = registry.get_dword(BOOT_COUNTER_KEY, BOOT_COUNTER_VALUE)
+    except (MissingKeyError, MissingValueError, ValueTypeError):
+        count = 0
+    registry.set_dword(BOOT_COUNTER_KEY, BOOT_COUNTER_VALUE, (count + 1) & 0xFFFFFFFF)
+    for name in registry.subkeys(SERVICES):
+        if "DeleteFlag" in registry.values(f"{SERVICES}\\{name}"):
+            registry.delete_key(f"{SERVICES}\\{name}", recursive=True)
+
+
+def set_testsigning(registry: Registry, *, on: bool) -> None:
+    """Change the boot configuration; in effect after the next boot."""
+    registry.create_key(_TESTSIGNING)
+    registry.set_value(_TESTSIGNING, "Element", RegistryValue(REG_BINARY, bytes([on])))
+
+
+def testsigning_configured(registry: Registry) -> bool | None:
+    """What the boot configuration says; None if it does not mention it (off)."""
+    try:
+        return any(registry.get_value(_TESTSIGNING, "Element").data)
+    except (MissingKeyError, MissingValueError):
+        return None
+
+
+def testsigning_in_effect(registry: Registry) -> bool:
+    """True if this boot began with test signing on: then the kernel loads what a test certificate signed."""
+    try:
+        return "TESTSIGNING" in registry.get_string(CONTROL, "SystemStartOptions").split()
+    except (MissingKeyError, MissingValueError, ValueTypeError):
+        return False

@@ -1,0 +1,189 @@
+"""The Windows face of an emulated machine: WinRM, SFTP, inbox commands and guest processes, from boot to boot."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from vm.emulated.computer import Computer
+from vm.emulated.guest import boot, python_image
+from vm.emulated.guest.commands.session import Guest
+from vm.emulated.guest.drive import Drive
+from vm.emulated.guest.power import Power, PowerAction
+from vm.emulated.guest.processes import ProcessInformation, ProcessTable
+from vm.emulated.guest.settings import GuestSettings
+from vm.emulated.guest.sftp import SftpServer
+from vm.emulated.guest.winrm.authentication import Accounts
+from vm.emulated.guest.winrm.server import WinRmServer
+from vm.emulated.guest.winrm.service import Service
+from vm.emulated.guest.winrm.shells import ShellTable
+from vm.emulated.registry import Registry
+from vm.errors import MachineError
+
+log = logging.getLogger(__name__)
+
+_DIRECTORIES = (
+    "Windows/System32/drivers",
+    "Windows/Temp",
+    "Windows/Minidump",
+    "ProgramData",
+    "Program Files",
+    "Users/Public",
+)
+
+
+class GuestFace:
+    """Everything a client of the machine talks to. One face per process (pyspnego's account file is process-wide).
+
+    Args:
+        computer: the running system; asked anew for every command, since a restart replaces it.
+        c_root: host directory that is the guest's C: drive; filled with what every Windows has.
+        registry: shared with the kernel model.
+        settings: account, ports, quotas.
+        client_environment: variables that processes need to reach the kernel (`DOWNLINK_EMULATED`); asked at each
+            start of a process.
+        clients: processes connected to the kernel, for `tasklist`.
+        on_new_boot: called by `restart` when the old system's users are gone; must replace what `computer` returns.
+        on_restart_requested, on_shutdown_requested: called in a thread of their own when `shutdown` is due; without
+            them the face restarts or stops itself.
+        on_process_started, on_process_ended: told of every process that a command started.
+    """
+
+    def __init__(
+        self,
+        computer: Callable[[], Computer],
+        c_root: Path,
+        registry: Registry,
+        settings: GuestSettings,
+        *,
+        client_environment: Callable[[], Mapping[str, str]] = dict,
+        clients: Callable[[], Sequence[ProcessInformation]] | None = None,
+        on_new_boot: Callable[[], None] | None = None,
+        on_restart_requested: Callable[[], None] | None = None,
+        on_shutdown_requested: Callable[[], None] | None = None,
+        on_process_started: Callable[[ProcessInformation], None] | None = None,
+        on_process_ended: Callable[[ProcessInformation], None] | None = None,
+    ) -> None:
+        c_root.mkdir(parents=True, exist_ok=True)
+        self._settings = settings
+        self._registry = registry
+        self._drive = Drive(c_root)
+        self._processes = ProcessTable(on_process_started, on_process_ended, clients)
+        self._on_new_boot = on_new_boot
+        self._on_power = {
+            PowerAction.RESTART: on_restart_requested or self.restart,
+            PowerAction.SHUTDOWN: on_shutdown_requested or self.stop,
+        }
+        self._power = Power(lambda action: self._on_power[action]())
+        guest = Guest(
+            settings=settings,
+            computer=computer,
+            drive=self._drive,
+            registry=registry,
+            processes=self._processes,
+            power=self._power,
+            client_environment=client_environment,
+        )
+        self._accounts = Accounts(settings)
+        self._shells = ShellTable(guest)
+        self._winrm = WinRmServer(Service(guest, self._shells), settings)
+        self._sftp = SftpServer(self._drive, settings)
+        self._lock = threading.Lock()
+        self._running = False
+
+    @property
+    def winrm_port(self) -> int:
+        """Port of WinRM; 0 while stopped."""
+        return self._winrm.port
+
+    @property
+    def ssh_port(self) -> int:
+        """Port of SFTP; 0 while stopped."""
+        return self._sftp.port
+
+    @property
+    def host_key(self) -> str:
+        """The SSH host key of this start ("ssh-ed25519 AAAA…")."""
+        return self._sftp.host_key
+
+    @property
+    def drive(self) -> Drive:
+        """The C: drive."""
+        return self._drive
+
+    @property
+    def processes(self) -> ProcessTable:
+        """The guest's processes."""
+        return self._processes
+
+    def start(self) -> None:
+        """Prepare C:, boot the registry's part, open both servers.
+
+        Raises:
+            MachineError: a port is in use, the disk cannot be written, or the guest's Python cannot be made; nothing
+                is left running then.
+        """
+        with self._lock:
+            if self._running:
+                return
+            try:
+                self._prepare()
+                self._accounts.install()
+                self._winrm.start()
+                self._sftp.start()
+            except (OSError, MachineError) as error:
+                self._close()
+                if isinstance(error, MachineError):
+                    raise
+                raise MachineError(
+                    f"the emulated guest could not be prepared: {error}",
+                    hint="check that the machine's directory can be written and the disk is not full",
+                ) from error
+            self._shells.start()
+            self._running = True
+        log.info("guest answers: WinRM on 127.0.0.1:%d, SFTP on 127.0.0.1:%d", self.winrm_port, self.ssh_port)
+
+    def restart(self) -> None:
+        """Restart the guest: connections, shells and processes go, `on_new_boot` runs, the servers answer again.
+
+        Ports, password and host key stay; the boot identity is another. A stopped guest stays stopped.
+        """
+        with self._lock:
+            if not self._running:
+                return
+            self._power.abort()
+            self._winrm.suspend()
+            self._sftp.suspend()
+            self._processes.close()
+            self._shells.clear()
+            if self._on_new_boot is not None:
+                self._on_new_boot()
+            boot.begin(self._registry)
+            self._processes.open()
+            self._winrm.resume()
+            self._sftp.resume()
+        log.info("the guest has restarted")
+
+    def stop(self) -> None:
+        """Stop the servers and end every shell and process; idempotent."""
+        with self._lock:
+            self._running = False
+            self._close()
+
+    def _prepare(self) -> None:
+        for directory in (*_DIRECTORIES, f"Users/{self._settings.username}"):
+            (self._drive.root / directory).mkdir(parents=True, exist_ok=True)
+        python_image.install(self._drive.root, self._settings.cache_directory, self._settings.python_packages)
+        boot.prepare(self._registry, testsigning=self._settings.testsigning)
+        boot.begin(self._registry)
+        self._processes.open()
+
+    def _close(self) -> None:
+        self._power.abort()
+        self._winrm.stop()
+        self._sftp.stop()
+        self._processes.close()
+        self._shells.stop()
+        self._accounts.remove()

@@ -1,0 +1,54 @@
+"""What an emulated guest is told when it is made: account, ports, quotas and the few knobs of its servers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Quotas:
+    """Limits of the WinRM service; the defaults are those of a published Windows 2012 R2 (windows-lab.md A.2)."""
+
+    max_envelope_bytes: int = 500 * 1024
+    max_shells_per_user: int = 30
+    max_processes_per_shell: int = 25
+    max_operations_per_user: int = 1500
+    max_timeout_seconds: float = 60.0
+    """MaxTimeoutms: an OperationTimeout above it is cut to it."""
+    idle_timeout_seconds: float = 7200.0
+    """A shell that nobody used for so long is deleted, unless its creator asked for less."""
+
+
+@dataclass(frozen=True, slots=True)
+class TlsIdentity:
+    """Certificate and key files (PEM) with which WinRM speaks HTTPS."""
+
+    certificate: Path
+    key: Path = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class GuestSettings:
+    """Everything a guest face needs to know; the password never appears in a repr."""
+
+    username: str
+    password: str = field(repr=False)
+    state_directory: Path
+    """Host directory of the machine, where the NTLM credential file is written (0600)."""
+    cache_directory: Path
+    """Host directory where prepared guest Pythons are kept for all machines."""
+    computer_name: str = "DOWNLINK-VM"
+    winrm_port: int = 0
+    """0 takes any free port."""
+    ssh_port: int = 0
+    quotas: Quotas = field(default_factory=Quotas)
+    idle_drop_seconds: float = 120.0
+    """http.sys closes a connection that is idle for so long (windows-lab.md A.3)."""
+    unencrypted_basic: bool = True
+    """Whether Basic is taken over plain HTTP; NTLM without sealing never is."""
+    tls: TlsIdentity | None = None
+    testsigning: bool = True
+    """Boot option of a machine that boots for the first time (its registry has no boot configuration yet)."""
+    python_packages: tuple[str, ...] = ("pytest",)
+    """Distributions of the host environment that the guest's Python gets, with what they depend on."""

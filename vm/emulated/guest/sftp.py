@@ -1,0 +1,163 @@
+"""The SSH server of the guest: SFTP only, password logon, a fresh ed25519 host key at every start."""
+
+from __future__ import annotations
+
+import hmac
+import io
+import logging
+import os
+import socket
+import socketserver
+import threading
+from typing import Any
+
+import paramiko
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from paramiko.common import (
+    AUTH_FAILED,
+    AUTH_SUCCESSFUL,
+    OPEN_FAILED_ADMINISTRATIVELY_PROHIBITED,
+    OPEN_SUCCEEDED,
+)
+
+from vm.emulated.guest.connections import Connections
+from vm.emulated.guest.drive import Drive
+from vm.emulated.guest.settings import GuestSettings
+from vm.emulated.guest.sftp_files import SftpFiles
+from vm.errors import MachineError
+
+log = logging.getLogger(__name__)
+
+_VERSION = "SSH-2.0-OpenSSH_for_Windows_9.5"
+_STOP_DEADLINE_SECONDS = 10.0
+_AUTHENTICATION_SECONDS = 60.0
+
+
+class SftpServer:
+    """Listens on 127.0.0.1 from `start` to `stop`."""
+
+    def __init__(self, drive: Drive, settings: GuestSettings) -> None:
+        self._drive = drive
+        self._settings = settings
+        self._key = _new_host_key()
+        self._server: _Server | None = None
+        self._thread: threading.Thread | None = None
+
+    @property
+    def port(self) -> int:
+        """The port it listens on; 0 when it does not."""
+        return int(self._server.server_address[1]) if self._server else 0
+
+    @property
+    def host_key(self) -> str:
+        """The public host key in OpenSSH form."""
+        return f"{self._key.get_name()} {self._key.get_base64()}"
+
+    def start(self) -> None:
+        """Bind and serve; MachineError if the port is in use."""
+        port = self._settings.ssh_port
+        try:
+            self._server = _Server(("127.0.0.1", port), self._drive, self._settings, self._key)
+        except OSError as error:
+            raise MachineError(
+                f"the SSH port {port} of the emulated machine cannot be opened: {error.strerror or error}",
+                hint="stop what listens there, or let the machine take any free port",
+            ) from error
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True, name="guest SSH"
+        )
+        self._thread.start()
+
+    def suspend(self) -> None:
+        """Close all connections, and new ones at once, until `resume`: the machine is booting."""
+        if self._server:
+            self._server.connections.suspend()
+
+    def resume(self) -> None:
+        """Serve again."""
+        if self._server:
+            self._server.connections.resume()
+
+    def stop(self) -> None:
+        """Close everything; idempotent."""
+        server, self._server = self._server, None
+        if server is None:
+            return
+        server.shutdown()
+        server.server_close()
+        server.connections.suspend()
+        if self._thread is not None:
+            self._thread.join(_STOP_DEADLINE_SECONDS)
+
+
+class _Server(socketserver.ThreadingTCPServer):
+    daemon_threads = True
+    block_on_close = False
+    allow_reuse_address = os.name == "posix"
+    request_queue_size = 64
+
+    def __init__(
+        self, address: tuple[str, int], drive: Drive, settings: GuestSettings, key: paramiko.PKey
+    ) -> None:
+        self.drive = drive
+        self.settings = settings
+        self.key = key
+        self.connections = Connections()
+        super().__init__(address, _Connection)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        if self.connections.add(request):
+            super().process_request(request, client_address)
+        else:
+            self.shutdown_request(request)
+
+    def shutdown_request(self, request: Any) -> None:
+        self.connections.remove(request)
+        super().shutdown_request(request)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        log.debug("an SSH connection ended with an error", exc_info=True)
+
+
+class _Connection(socketserver.BaseRequestHandler):
+    server: _Server
+
+    def handle(self) -> None:
+        self.request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        transport = paramiko.Transport(self.request)
+        transport.local_version = _VERSION
+        transport.auth_timeout = _AUTHENTICATION_SECONDS
+        transport.add_server_key(self.server.key)
+        home = f"C:\\Users\\{self.server.settings.username}"
+        transport.set_subsystem_handler("sftp", paramiko.SFTPServer, SftpFiles, self.server.drive, home)
+        try:
+            transport.start_server(server=_Logon(self.server.settings))
+            transport.join()
+        except (paramiko.SSHException, EOFError, OSError) as error:
+            log.debug("an SSH connection ended: %s", error)
+        finally:
+            transport.close()
+
+
+class _Logon(paramiko.ServerInterface):
+    def __init__(self, settings: GuestSettings) -> None:
+        self._settings = settings
+
+    def get_allowed_auths(self, username: str) -> str:
+        return "password"
+
+    def check_auth_password(self, username: str, password: str) -> int:
+        known = hmac.compare_digest(username.casefold().encode(), self._settings.username.casefold().encode())
+        right = hmac.compare_digest(password.encode(), self._settings.password.encode())
+        return AUTH_SUCCESSFUL if known and right else AUTH_FAILED
+
+    def check_channel_request(self, kind: str, chanid: int) -> int:
+        if kind == "session":
+            return OPEN_SUCCEEDED
+        return OPEN_FAILED_ADMINISTRATIVELY_PROHIBITED
+
+
+def _new_host_key() -> paramiko.PKey:
+    text = Ed25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption())
+    return paramiko.Ed25519Key(file_obj=io.StringIO(text.decode("ascii")))

@@ -1,0 +1,267 @@
+"""HTTP under WinRM: one thread and one authentication state per connection, as http.sys and NTLM have it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socketserver
+import ssl
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+from spnego.channel_bindings import GssChannelBindings
+
+from vm.emulated.guest.connections import Connections
+from vm.emulated.guest.settings import GuestSettings
+from vm.emulated.guest.winrm import sealing
+from vm.emulated.guest.winrm.authentication import (
+    ConnectionAuthentication,
+    Decision,
+    Verdict,
+    channel_bindings,
+)
+from vm.emulated.guest.winrm.service import Reply, Service
+from vm.errors import MachineError
+
+log = logging.getLogger(__name__)
+
+_SOAP = "application/soap+xml;charset=UTF-8"
+_PATHS = ("/wsman", "/wsman-anon/identify")
+_REFUSED_BODY_BYTES = 8 * 1024 * 1024
+"""A request above this is not even read; below it is read to keep the sealing in step, then answered by a fault."""
+_STOP_DEADLINE_SECONDS = 10.0
+
+
+class WinRmServer:
+    """Listens on 127.0.0.1 from `start` to `stop`."""
+
+    def __init__(self, service: Service, settings: GuestSettings) -> None:
+        self._service = service
+        self._settings = settings
+        self._server: _Server | None = None
+        self._thread: threading.Thread | None = None
+
+    @property
+    def port(self) -> int:
+        """The port it listens on; 0 when it does not."""
+        return int(self._server.server_address[1]) if self._server else 0
+
+    def start(self) -> None:
+        """Bind and serve; MachineError if the port is in use or the certificate cannot be read."""
+        port = self._settings.winrm_port
+        try:
+            self._server = _Server(("127.0.0.1", port), self._service, self._settings)
+        except OSError as error:
+            raise MachineError(
+                f"the WinRM port {port} of the emulated machine cannot be opened: {error.strerror or error}",
+                hint="stop what listens there, or let the machine take any free port",
+            ) from error
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True, name="guest WinRM"
+        )
+        self._thread.start()
+
+    def suspend(self) -> None:
+        """Close all connections, and new ones at once, until `resume`: the machine is booting."""
+        if self._server:
+            self._server.connections.suspend()
+
+    def resume(self) -> None:
+        """Serve again."""
+        if self._server:
+            self._server.connections.resume()
+
+    def stop(self) -> None:
+        """Close everything; idempotent."""
+        server, self._server = self._server, None
+        if server is None:
+            return
+        server.shutdown()
+        server.server_close()
+        server.connections.suspend()
+        if self._thread is not None:
+            self._thread.join(_STOP_DEADLINE_SECONDS)
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    block_on_close = False
+    # On Windows the option would let another process take the port over.
+    allow_reuse_address = os.name == "posix"
+    request_queue_size = 64
+
+    def __init__(self, address: tuple[str, int], service: Service, settings: GuestSettings) -> None:
+        self.service = service
+        self.settings = settings
+        self.connections = Connections()
+        self.tls: ssl.SSLContext | None = None
+        self.bindings: GssChannelBindings | None = None
+        if settings.tls is not None:
+            self.tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            self.tls.load_cert_chain(settings.tls.certificate, settings.tls.key)
+            self.bindings = channel_bindings(settings.tls.certificate)
+        super().__init__(address, _Handler)
+
+    def server_bind(self) -> None:
+        # HTTPServer's own looks up the host's name, which can take seconds without a name server.
+        socketserver.TCPServer.server_bind(self)
+        self.server_name, self.server_port = "localhost", int(self.server_address[1])
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        if self.connections.add(request):
+            super().process_request(request, client_address)
+        else:
+            self.shutdown_request(request)
+
+    def close_request(self, request: Any) -> None:
+        self.connections.remove(request)
+        super().close_request(request)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        # A dropped connection is daily life; anything else is logged with its traceback.
+        log.debug("a WinRM connection ended with an error", exc_info=True)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    """One connection."""
+
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+    wbufsize = -1
+    server: _Server
+
+    def setup(self) -> None:
+        self.request.settimeout(self.server.settings.idle_drop_seconds)
+        if self.server.tls is not None:
+            # The handshake belongs into this thread: a client that stalls must not keep others waiting. Wrapping
+            # takes the descriptor away from the plain socket, so the new one has to be known for a drop.
+            plain = self.request
+            self.request = self.server.tls.wrap_socket(plain, server_side=True)
+            self.server.connections.replace(plain, self.request)
+        super().setup()
+        self._authentication = ConnectionAuthentication(self.server.settings, self.server.bindings)
+
+    def finish(self) -> None:
+        try:
+            super().finish()
+        finally:
+            if self.server.tls is not None:
+                self.server.connections.remove(self.request)
+                self.request.close()
+
+    def version_string(self) -> str:
+        return "Microsoft-HTTPAPI/2.0"
+
+    def log_message(self, format: str, *args: object) -> None:
+        log.debug("%s", format % args)
+
+    def do_GET(self) -> None:
+        self._answer(405)
+
+    def do_POST(self) -> None:
+        body = self._body()
+        if body is None:
+            return
+        if self.path.split("?")[0].rstrip("/").casefold() not in _PATHS:
+            self._answer(404)
+            return
+        if self.headers.get("Authorization") is None and self._anonymous_identify():
+            self._send(self.server.service.identify(authenticated=False), None)
+            return
+        verdict = self._authentication.examine(self.headers.get("Authorization"))
+        basic = (self.headers.get("Authorization") or "").casefold().startswith("basic ")
+        if verdict.decision is not Decision.ACCEPTED or (basic and not self._basic_allowed()):
+            self._challenge(verdict)
+            return
+        if not body:
+            # pywinrm finishes the logon with an empty request before it seals the first message.
+            self._answer(200, verdict.token)
+            return
+        self._serve(body, verdict.token, basic=basic)
+
+    def _serve(self, body: bytes, token: str | None, *, basic: bool) -> None:
+        context = None if basic else self._authentication.sealing
+        if sealing.is_sealed(self.headers.get("Content-Type", "")):
+            if context is None:
+                self._reject(400)
+                return
+            try:
+                message = sealing.unseal(context, body)
+            except sealing.SealingError as error:
+                log.info("a sealed request was refused: %s", error)
+                self._reject(400)
+                return
+        elif context is not None and self.server.tls is None:
+            # AllowUnencrypted=false
+            self._answer(500, token)
+            return
+        else:
+            message, context = body, None
+        reply = self.server.service.handle(message, self.server.settings.username)
+        self._send(reply, token, context)
+
+    def _send(self, reply: Reply, token: str | None, context: Any = None) -> None:
+        body, content_type = reply.envelope, _SOAP
+        if context is not None:
+            body, content_type = sealing.seal(context, reply.envelope), sealing.CONTENT_TYPE
+        try:
+            self._answer(reply.status, token, body, content_type)
+        except OSError:
+            if reply.undelivered:
+                reply.undelivered()
+            raise
+        if reply.delivered:
+            reply.delivered()
+
+    def _body(self) -> bytes | None:
+        """The whole body; None when the request was refused for its length."""
+        text = self.headers.get("Content-Length", "")
+        if not text.isdecimal():
+            self._reject(411)
+            return None
+        length = int(text)
+        if length > _REFUSED_BODY_BYTES:
+            self._reject(413)
+            return None
+        body = self.rfile.read(length)
+        if len(body) != length:
+            raise ConnectionError("the connection ended within a request")
+        return body
+
+    def _anonymous_identify(self) -> bool:
+        return (self.headers.get("WSMANIDENTIFY") or "").strip().casefold() == "unauthenticated"
+
+    def _basic_allowed(self) -> bool:
+        return self.server.tls is not None or self.server.settings.unencrypted_basic
+
+    def _challenge(self, verdict: Verdict) -> None:
+        self.send_response(401)
+        if verdict.decision is Decision.CONTINUE and verdict.token:
+            self.send_header("WWW-Authenticate", verdict.token)
+        else:
+            self.send_header("WWW-Authenticate", "Negotiate")
+            if self._basic_allowed():
+                self.send_header("WWW-Authenticate", 'Basic realm="WSMAN"')
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+        self.wfile.flush()
+
+    def _reject(self, status: int) -> None:
+        self.close_connection = True
+        self._answer(status)
+
+    def _answer(
+        self, status: int, token: str | None = None, body: bytes = b"", content_type: str | None = None
+    ) -> None:
+        self.send_response(status)
+        if token:
+            self.send_header("WWW-Authenticate", token)
+        if content_type:
+            self.send_header("Content-Type", content_type)
+        if self.close_connection:
+            self.send_header("Connection", "close")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+        self.wfile.flush()
