@@ -199,6 +199,14 @@ def parse(data: bytes) -> Batch:
     return Batch(tuple(records), dropped, first, last, version)
 
 
+def parse_padded(data: bytes) -> Batch:
+    """A message at the start of a buffer that is longer, as a synchronous request leaves it; raises as `parse` does."""
+    if len(data) < MESSAGE_LAYOUT.size:
+        return parse(data)
+    (size,) = struct.unpack_from("<I", data)
+    return parse(data[:size])
+
+
 def parse_record(data: bytes, offset: int = 0) -> Record:
     """One record at `offset`.
 
