@@ -387,4 +387,4 @@ def _leaves_function(table: UnwindTable, code: bytes, rva: int, function: Runtim
         # A jump to its own first instruction is a tail call of itself, unless this is a fragment of a function.
         return target == function.begin and table.info(function).chained is None
     other = table.lookup(target)
-    return other is None or table.primary(other) != table.primary(function)
+    return other is None or table.primary(other).begin != table.primary(function).begin
