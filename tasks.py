@@ -16,7 +16,7 @@ from vm.errors import DownlinkError
 
 if TYPE_CHECKING:
     from harness.config import Configuration
-    from harness.deployment import Package
+    from harness.package import Package
 
 # Modules of the harness are imported where they are used: `./inv --list` must not pay for WinRM and SFTP.
 
@@ -59,7 +59,7 @@ def build(_: Context, driver: str = "", toolchain: str = "", configuration: str 
 
     package = _builder(_configuration(), driver, toolchain, configuration)()
     Console().line(
-        f"'{package.directory.relative_to(ROOT)}' is up to date: {', '.join(sorted(package.files))}"
+        f"'{package.directory.relative_to(ROOT)}' is up to date: {', '.join(file.name for file in package.manifest.files)}"
     )
 
 
@@ -143,8 +143,11 @@ def clean(_: Context) -> None:
     """Remove what was built (out/, .cache/); never touches a machine or a run."""
     import shutil
 
-    for name in ("out", ".cache"):
-        shutil.rmtree(ROOT / name, ignore_errors=True)
+    shutil.rmtree(ROOT / "out", ignore_errors=True)
+    for path in (ROOT / ".cache").glob("*"):
+        # The certificate stays: machines trust it. So does the lock that inv may be holding.
+        if path.is_dir() and path.name != "signing":
+            shutil.rmtree(path, ignore_errors=True)
 
 
 @task(help={"machine": "machine of harness.toml"})

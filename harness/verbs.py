@@ -14,6 +14,7 @@ from harness.console import Console
 from harness.deployment import Plan, StepResult
 from harness.log import Log
 from harness.machines import HeldMachine, held
+from harness.package import Package
 from harness.remote.guest import Guest
 from harness.runs import directory, junit, report, runner
 from harness.runs.directory import RunDirectory
@@ -27,7 +28,7 @@ from vm.machine import GuestAddress
 DEPLOY_SECONDS = 120
 UNLOAD_SECONDS = 60
 
-Build = Callable[[], deployment.Package]
+Build = Callable[[], Package]
 """Makes the package, or finds that it is up to date."""
 
 _T = TypeVar("_T")
@@ -110,7 +111,7 @@ def _to_the_verdict(
     configuration: Configuration,
     choices: Choices,
     machine: HeldMachine,
-    package: deployment.Package,
+    package: Package,
     run: RunDirectory,
     journal: Journal,
     log: Log,
@@ -178,9 +179,16 @@ def _timed(console: Console, name: str, action: Callable[[], _T], detail: Callab
     return result
 
 
-def _made_of(package: deployment.Package) -> dict[str, str]:
-    image = next((digest for name, digest in package.files.items() if name.endswith(".sys")), "")
-    return {"package": image[:16]}
+def _made_of(package: Package) -> dict[str, object]:
+    """What identifies the package in the journal."""
+    manifest = package.manifest
+    return {
+        "package": package.entry("image").sha256[:16],
+        "toolchain": manifest.toolchain,
+        "configuration": manifest.configuration,
+        "revision": manifest.source.revision,
+        "versions": dict(manifest.versions),
+    }
 
 
 def _where(address: GuestAddress) -> str:

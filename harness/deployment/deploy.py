@@ -19,16 +19,16 @@ from harness.deployment.plan import (
     DRIVERS_DIRECTORY,
     PACKAGE_DIRECTORY,
     Deployment,
-    Package,
     Plan,
     StepResult,
     UnloadError,
 )
+from harness.package import Package
 from harness.remote.guest import Guest, failure
 from harness.remote.polling import wait_until
 from harness.remote.sftp import Upload
 from vm.deadline import Deadline
-from vm.errors import DeadlineExceededError, GuestError, PackageError
+from vm.errors import DeadlineExceededError, GuestError
 
 SERVICE_DOES_NOT_EXIST = 1060
 SERVICE_NOT_ACTIVE = 1062
@@ -60,7 +60,7 @@ def deploy(
         PackageError: the package lacks a file that is needed.
     """
     steps = _Steps(on_step)
-    image, certificate = _the(package, ".sys"), _the(package, ".cer")
+    image, certificate = package.entry("image").name, package.entry("certificate").name
     with steps.step("check test signing") as step:
         step.detail = _check_test_signing(guest, deadline)
     with steps.step("trust the certificate") as step:
@@ -110,17 +110,6 @@ class _Steps:
         result = StepResult(name, step.detail, step.changed, time.monotonic() - started)
         self.results.append(result)
         self.on_step(result)
-
-
-def _the(package: Package, suffix: str) -> str:
-    names = [name for name in package.files if name.lower().endswith(suffix)]
-    if len(names) != 1:
-        found = "none" if not names else ", ".join(names)
-        raise PackageError(
-            f"a package has exactly one '{suffix}' file, the one in '{package.directory}' has {found}",
-            hint="build it again: ./inv clean, then ./inv build",
-        )
-    return names[0]
 
 
 def _check_test_signing(guest: Guest, deadline: Deadline) -> str:
@@ -216,10 +205,11 @@ def _unload(guest: Guest, plan: Plan, deadline: Deadline) -> None:
 
 def _copy(guest: Guest, package: Package, image: str, deadline: Deadline) -> str:
     """Send every file of the package, the image also to its place, and have the guest compute all hashes."""
-    places: list[tuple[str, PureWindowsPath]] = [(name, PACKAGE_DIRECTORY / name) for name in package.files]
+    digests = {file.name: file.sha256 for file in package.manifest.files}
+    places: list[tuple[str, PureWindowsPath]] = [(name, PACKAGE_DIRECTORY / name) for name in digests]
     places.append((image, DRIVERS_DIRECTORY / image))
     size = guest.put([Upload(package.directory / name, str(place)) for name, place in places], deadline)
-    guest.verify({str(place): package.files[name] for name, place in places}, deadline)
+    guest.verify({str(place): digests[name] for name, place in places}, deadline)
     return f"{len(places)} files, {size / 1024:.0f} KiB, hashes verified in the guest"
 
 

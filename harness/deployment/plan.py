@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path, PureWindowsPath
-from typing import Protocol
+from pathlib import PureWindowsPath
 
 from harness.config import DriverConfig
 from vm.errors import GuestError
@@ -13,16 +11,6 @@ from vm.errors import GuestError
 GUEST_ROOT = PureWindowsPath(r"C:\Downlink")
 PACKAGE_DIRECTORY = GUEST_ROOT / "package"
 DRIVERS_DIRECTORY = PureWindowsPath(r"C:\Windows\System32\drivers")
-
-
-class Package(Protocol):
-    """What a deployment reads of a package: its directory and the SHA-256 (hex) of each file by name."""
-
-    @property
-    def directory(self) -> Path: ...
-
-    @property
-    def files(self) -> Mapping[str, str]: ...
 
 
 @dataclass(frozen=True, slots=True)

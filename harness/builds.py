@@ -1,0 +1,93 @@
+"""From a driver of harness.toml to its signed package: build, sign, pack; nothing is done twice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal, cast
+
+from harness import package, signing, toolchain
+from harness.config import CONFIGURATIONS, TOOLCHAINS, Configuration, DriverConfig, check_choice
+from harness.package import DriverIdentity, Package
+from harness.toolchain import BuildResult
+from vm.deadline import Deadline
+from vm.errors import PackageError
+
+BUILD_SECONDS = 300
+
+
+def prepare(
+    settings: Configuration, driver: str | None, toolchain_name: str | None, configuration: str | None
+) -> Callable[[], Package]:
+    """The build that was chosen, checked now and done when it is called.
+
+    Args:
+        settings: harness.toml.
+        driver, toolchain_name, configuration: None = what harness.toml says.
+
+    Raises:
+        ConfigurationError: one of them is not known.
+    """
+    chosen = settings.driver(driver)
+    check_choice("toolchain", toolchain_name or settings.toolchain, TOOLCHAINS)
+    build = check_choice("configuration", configuration or settings.configuration, CONFIGURATIONS)
+    return lambda: build_package(settings.root, chosen, cast(Literal["debug", "release"], build))
+
+
+def build_package(root: Path, driver: DriverConfig, configuration: Literal["debug", "release"]) -> Package:
+    """The package in `out/<configuration>/`, made anew if the sources or the certificate have changed.
+
+    Raises:
+        BuildError: it does not compile or link.
+        PackageError: what was built is no driver.
+    """
+    result = toolchain.build(
+        toolchain.DriverSource.at(driver.sources),
+        configuration,
+        root / ".cache" / "build",
+        deadline=Deadline.after(seconds=BUILD_SECONDS),
+    )
+    identity = signing.load_or_create_identity(root / ".cache" / "signing")
+    certificate = root / ".cache" / "signing" / f"{result.name}.cer"
+    if not certificate.exists() or certificate.read_bytes() != identity.certificate_der:
+        certificate.write_bytes(identity.certificate_der)
+    directory = root / "out" / configuration
+    current = _current(directory, result, identity.certificate_der)
+    if current is not None:
+        return current
+    return package.write_package(
+        result,
+        directory,
+        signed_image=signing.sign_image(result.image.read_bytes(), identity, name=result.image.name),
+        certificate=certificate,
+        identity=DriverIdentity(driver.service, driver.instance, driver.altitude),
+        repository=root,
+    )
+
+
+def _current(directory: Path, result: BuildResult, certificate: bytes) -> Package | None:
+    """The package that is there if it is of exactly this build and certificate."""
+    try:
+        found = package.load_package(directory)
+        packed = found.path("certificate")
+        inf = found.path("inf")
+    except PackageError:
+        return None
+    manifest = found.manifest
+    same = (
+        found.signed
+        and manifest.unsigned_sha256 == result.unsigned_sha256
+        and manifest.configuration == result.configuration
+        and dict(manifest.versions) == dict(result.versions)
+        and packed is not None
+        and packed.read_bytes() == certificate
+        and _same_content(inf, result.inf)
+        and _same_content(found.path("symbols"), result.symbols)
+    )
+    return found if same else None
+
+
+def _same_content(one: Path | None, other: Path | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    return one.read_bytes() == other.read_bytes()
