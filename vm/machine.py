@@ -105,16 +105,28 @@ class Machine(Protocol):
 
     def state(self) -> MachineState: ...
 
-    def start(self, deadline: Deadline) -> GuestAddress:
-        """Bring the machine up until its guest answers; returns at once if it runs already."""
+    def start(self, deadline: Deadline, *, keep: bool = True) -> GuestAddress:
+        """Bring the machine up until its guest answers; returns at once if it runs already.
+
+        Args:
+            keep: False asks that the machine does not outlive the calling process, where the kind can do that.
+        """
         ...
 
     def stop(self, deadline: Deadline) -> None:
         """Take the machine down; nothing of it is left running."""
         ...
 
-    def restore(self, deadline: Deadline) -> GuestAddress:
+    def restore(self, deadline: Deadline, *, keep: bool = True) -> GuestAddress:
         """Put the machine back to its clean checkpoint and bring it up. Addresses and passwords may change."""
+        ...
+
+    def check_image(self, image: bytes, name: str) -> None:
+        """Refuse a driver image that this machine cannot load, before anything is deployed.
+
+        Raises:
+            PackageError: with the reason; for the emulated machine every import that is not modelled.
+        """
         ...
 
     def address(self) -> GuestAddress:

@@ -12,7 +12,7 @@ from vm.emulated.fltmgr.manager import FilterManager
 from vm.emulated.fltmgr.ports import PortPolicy
 from vm.emulated.fltmgr.volumes import mount_default_volumes
 from vm.emulated.kernel.clock import Clock
-from vm.emulated.kernel.kernel import Kernel
+from vm.emulated.kernel.kernel import DATA_NAMES, Kernel
 from vm.emulated.kernel.scheduler import Preemption
 from vm.emulated.registry import Registry
 
@@ -22,6 +22,11 @@ def all_exports() -> dict[tuple[str, str], Export]:
     """Everything a driver may import on the emulated machine; do not change it."""
     modules: tuple[ModuleType, ...] = FLTMGR_MODULES()
     return {**ntoskrnl_exports(), **collect(modules)}
+
+
+def known_imports() -> set[tuple[str, str]]:
+    """(dll, name) of everything a driver may import, functions and variables."""
+    return set(all_exports()) | set(DATA_NAMES)
 
 
 def make_kernel(

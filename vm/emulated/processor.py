@@ -22,7 +22,7 @@ class Processor:
 
     Args:
         kernel: nobody else may use it once the processor has started.
-        on_crash: called once on the processor thread when the kernel bugchecks.
+        on_crash: called once on the processor thread when the kernel bugchecks, or when the model itself fails.
     """
 
     def __init__(self, kernel: Kernel, on_crash: Callable[[], None] | None = None) -> None:
@@ -118,7 +118,8 @@ class Processor:
             for future in left:
                 if not future.done():
                     future.set_exception(MachineStoppedError(self._reason()))
-            if self.kernel.crash_report is not None and self._on_crash is not None:
+            broken = self.kernel.crash_report is not None or self.failure is not None
+            if broken and self._on_crash is not None:
                 self._on_crash()
 
     def _reason(self) -> str:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 from vm.emulated.fltmgr import port_services, services_files
 from vm.emulated.kernel import security
@@ -94,8 +93,3 @@ def kernel_services() -> dict[str, Service]:
 def may_load_drivers(k: Kernel, thread: KThread) -> bool:
     """SeLoadDriverPrivilege of the caller (fact L2)."""
     return k.token_of(thread).has(security.SE_LOAD_DRIVER)
-
-
-def plain(value: Any) -> Any:
-    """Dataclasses of `vm.emulated.computer` as the wire carries them."""
-    return {name: getattr(value, name) for name in value.__slots__}

@@ -38,7 +38,7 @@ from vm.emulated.kernel.status import (
 from vm.emulated.kernel.threads import KThread, Model, ThreadState, Wait
 from vm.emulated.processor import Processor
 from vm.emulated.registry import Registry
-from vm.emulated.services import Service, close_all, kernel_services, may_load_drivers, plain
+from vm.emulated.services import Service, close_all, kernel_services, may_load_drivers
 from vm.machine import Condition
 
 
@@ -99,12 +99,12 @@ class System:
         )
 
     def unload_filter(self, name: str) -> NTSTATUS:
-        return self._system(
+        return self._status(
             lambda: loading.unload_filter(self.kernel, name, mandatory=False), f"unload of '{name}'"
         )
 
     def stop_service(self, name: str) -> NTSTATUS:
-        return self._system(
+        return self._status(
             lambda: loading.unload_filter(self.kernel, name, mandatory=True), f"stop of '{name}'"
         )
 
@@ -116,7 +116,7 @@ class System:
         return int(status)
 
     def detach(self, filter_name: str, volume: str, instance: str | None) -> NTSTATUS:
-        return self._system(
+        return self._status(
             lambda: _detach(self.kernel, filter_name, volume, instance), f"detach of '{filter_name}'"
         )
 
@@ -200,6 +200,9 @@ class System:
     def _system(self, make: Callable[[], Model], name: str) -> Any:
         return self._processor.run_system(make, name)
 
+    def _status(self, make: Callable[[], Model], name: str) -> NTSTATUS:
+        return int(self._system(make, name))
+
     @staticmethod
     def _quietly(action: Callable[[], object]) -> None:
         try:
@@ -273,7 +276,7 @@ class System:
             def service(k: Kernel, thread: KThread) -> Model:
                 if not may_load_drivers(k, thread):
                     return STATUS_ACCESS_DENIED, {}
-                return STATUS_SUCCESS, {name: [plain(item) for item in find(k)]}
+                return STATUS_SUCCESS, {name: find(k)}
                 yield  # a service is a generator
 
             return service
