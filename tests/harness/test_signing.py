@@ -39,7 +39,7 @@ needs_osslsigncode = pytest.mark.skipif(
 )
 
 
-def made_image(code_bytes: int = 1000, machine: int = 0x8664) -> bytes:
+def made_image(code_bytes: int = 1003, machine: int = 0x8664) -> bytes:
     """A small native PE32+ image with one section; its length is not a multiple of eight on purpose."""
     raw = bytes(range(256)) * (code_bytes // 256) + bytes(code_bytes % 256)
     dos = b"MZ".ljust(60, b"\0") + struct.pack("<I", 64)
@@ -190,6 +190,14 @@ def test_a_digest_signed_for_another_image_is_found(identity: SigningIdentity):
     struct.pack_into("<II", padded, headers.security_directory_offset, len(padded), len(table))
     with pytest.raises(SignatureError, match="was changed after it was signed"):
         verify_embedded(bytes(padded) + table)
+
+
+def test_a_digest_replaced_to_fit_a_changed_image_is_found(signed: bytes):
+    changed = bytearray(signed)
+    changed[0x300] ^= 1
+    forged = bytes(changed).replace(authenticode_digest(signed), authenticode_digest(bytes(changed)), 1)
+    with pytest.raises(SignatureError, match="signed attributes"):
+        verify_embedded(forged)
 
 
 def test_bytes_behind_the_signature_are_refused(signed: bytes):

@@ -16,6 +16,7 @@ import pytest
 from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
+import harness.signing.identity as identity_module
 from harness.signing import SigningIdentity, load_or_create_identity
 from vm.errors import ConfigurationError
 
@@ -81,6 +82,28 @@ def test_processes_that_start_together_agree_on_one_identity(tmp_path: Path):
     thumbprints = {process.communicate(timeout=60)[0] for process in processes}
     assert len(thumbprints) == 1 and all(len(each.strip()) == 40 for each in thumbprints)
     assert [each.name for each in (tmp_path / "s").iterdir()] == ["identity.pem"]
+
+
+def test_the_identity_that_came_first_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    make = identity_module._new_pem
+    rivals: list[SigningIdentity] = []
+
+    def make_slowly(moment: datetime) -> bytes:
+        monkeypatch.setattr(identity_module, "_new_pem", make)
+        rivals.append(load_or_create_identity(tmp_path))  # another process, meanwhile
+        return make(moment)
+
+    monkeypatch.setattr(identity_module, "_new_pem", make_slowly)
+    assert load_or_create_identity(tmp_path) == rivals[0]
+
+
+def test_a_file_system_without_hard_links_will_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def link(source: Path, target: Path) -> None:
+        raise PermissionError("operation not permitted")
+
+    monkeypatch.setattr(os, "link", link)
+    assert load_or_create_identity(tmp_path) == load_or_create_identity(tmp_path)
+    assert [each.name for each in tmp_path.iterdir()] == ["identity.pem"]
 
 
 def test_nothing_of_the_key_is_in_its_repr_and_it_cannot_be_pickled(tmp_path: Path):

@@ -147,6 +147,10 @@ def test_rows_cover_all_code_of_the_driver_once(symbols: Symbols):
         assert rows[0].rva == function.rva
         assert rows[-1].rva + rows[-1].size == function.rva + function.size
         assert all(one.rva + one.size == next_one.rva for one, next_one in itertools.pairwise(rows))
+    assert {(row.function, row.depth) for row in symbols.rows if row.depth} == {
+        ("Middle", 1),
+        ("Innermost", 2),
+    }
     lines = {row.line for row in symbols.rows if row.function == "Innermost"}
     assert {_line_of("if (value > 3)"), _line_of("CallA(value);"), _line_of("counter += value;")} <= lines
 

@@ -286,7 +286,14 @@ class Guest:
         record = DATA + 0x800
         self.write(DATA + 0x700, record)
         self.uc.mem_write(record, struct.pack("<II", code, 0))
-        plan = plan_exception(code, registers, self.find, self.read, across=self.across)
+        plan = plan_exception(
+            code,
+            registers,
+            self.find,
+            self.read,
+            across=self.across,
+            first_is_caller=code != ACCESS_VIOLATION,
+        )
         try:
             request = next(plan)
             while True:
@@ -445,6 +452,26 @@ def test_the_stack_is_walked_from_the_innermost_call_to_the_kernels_return_addre
     guest = Watching(*loaded)
     guest.run("Nested", 0, DATA)
     assert stacks == [["Innermost", "Middle", "Nested"]]
+
+
+def test_the_stack_of_a_finally_goes_on_in_the_frame_it_belongs_to(loaded: tuple[Module, Symbols]):
+    stacks: list[list[tuple[str, bool, int]]] = []
+
+    class Watching(Guest):
+        def step(self) -> bool:
+            done = super().step()
+            if not done and self.trace[-1:] == [22] and not stacks:
+                frames = walk_stack(
+                    self.registers(), self.find, self.read, across=self.across, first_is_caller=True
+                )
+                named = [(self.symbols.lookup(f.rva - f.is_caller), f) for f in frames if f.rva is not None]
+                stacks.append([(place.function, f.is_caller, f.crossed) for place, f in named if place])
+            return done
+
+    Watching(*loaded).run("Nested", 1, DATA)
+    (stack,) = stacks
+    assert stack[-2:] == [("Middle", True, 1), ("Nested", True, 1)]
+    assert len(stack) > 2 and all("Middle" in name and crossed == 0 for name, _, crossed in stack[:-2])
 
 
 def test_a_local_unwind_runs_the_finally_blocks_between_two_frames_only(loaded: tuple[Module, Symbols]):

@@ -208,6 +208,27 @@ def test_half_a_prologue_is_undone_by_half():
     assert (unwound.caller.general[3], unwound.caller.general[5]) == (0x33, 0x55)
 
 
+def test_the_establisher_frame_comes_from_the_frame_register_only_once_that_is_set():
+    codes = [(9, 3, 0, []), (4, 2, 3, []), (1, 0, 5, [])]  # push rbp; sub rsp, 32; lea rbp, [rsp+16]
+    table = _table(_info(1, EXCEPTION_HANDLER, 9, 0x15, codes, struct.pack("<I", 0x1010)))
+    stack = bytearray(struct.pack("<8Q", 0, 0, 0, 0, 0x55, 0xCAFE, 0, 0))
+    general = list(_registers(0).general)
+    general[4] = STACK  # RSP after `sub`; in the body it may be anything lower
+    for rva, rsp, rbp in (
+        (0x1004, STACK, 0xBAD),
+        (0x1009, STACK, STACK + 16),
+        (0x1020, STACK - 64, STACK + 16),
+    ):
+        general[4], general[5] = rsp, rbp
+        unwound = virtual_unwind(table, BASE, Registers(BASE + rva, tuple(general)), _reader(stack))
+        assert unwound.establisher_frame == STACK, hex(rva)
+        assert (unwound.caller.rip, unwound.caller.rsp, unwound.caller.general[5]) == (
+            0xCAFE,
+            STACK + 48,
+            0x55,
+        )
+
+
 def test_chained_unwind_information_undoes_the_fragment_and_then_the_function():
     primary = _info(1, UNWIND_HANDLER, 2, 0, [(2, 0, 5, [])], struct.pack("<I", 0x1010))  # push rbp
     fragment = _info(

@@ -239,11 +239,14 @@ def plan_exception(
     read: ReadMemory,
     *,
     across: Across | None = None,
+    first_is_caller: bool = False,
 ) -> ExceptionPlan:
     """Search for a handler (phase one) and, when a filter takes the exception, unwind to it (phase two).
 
     Args:
         code: NTSTATUS of the exception; becomes RAX in the `__except` block.
+        first_is_caller: True when an export raised it, so that RIP is a return address; only the frames of
+            `Unhandled` differ.
 
     See the module's docstring for how to run the plan.
     """
