@@ -222,7 +222,16 @@ def source_revision(repository: Path) -> SourceRevision:
         return SourceRevision(None, None)
     try:
         done = subprocess.run(
-            [git, "-C", str(repository), "status", "--porcelain=v2", "--branch", "--untracked-files=no"],
+            [
+                git,
+                "--no-optional-locks",
+                "-C",
+                str(repository),
+                "status",
+                "--porcelain=v2",
+                "--branch",
+                "--untracked-files=no",
+            ],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             timeout=_GIT_SECONDS,

@@ -72,6 +72,7 @@ _LINK = (
     "/release",  # writes the checksum that the kernel verifies
     "/tsaware:no",
     "/osversion:10.0",
+    "/wx",
     "/Brepro",
     "/debug",
     "/pdbsourcepath:c:\\downlink",
