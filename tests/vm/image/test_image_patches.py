@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import struct
 
 import pytest
 
@@ -104,15 +105,37 @@ def test_a_branch_over_data_is_followed(image: Image, sites: tuple[Site, ...]):
     assert [(s.rva, s.kind) for s in sites if data <= s.rva < data + 4] == [(data + 3, SiteKind.CLI)]
 
 
+def _with_table(displacement: int, entries: tuple[int, ...]) -> Image:
+    """mov eax, [rdx + rax*4 + displacement]; add rax, rdx; jmp rax; nops; then `entries` at 0x1100."""
+    code = b"\x8b\x84\x82" + struct.pack("<I", displacement) + bytes.fromhex("4801d0ffe0")
+    return _image_of(code.ljust(0x100, b"\x90") + struct.pack(f"<{len(entries)}I", *entries))
+
+
 def test_a_jump_table_behind_the_code_of_a_function_is_not_swept():
-    # mov eax, [rdx + rax*4 + 0x1010]; add rax, rdx; jmp rax; then the table, which would decode as rdtsc and hlt
-    code = bytes.fromhex("8b848210100000") + bytes.fromhex("4801d0ffe0") + b"\x90" * 4 + b"\x0f\x31\xf4\xf4"
-    assert find_sites(_image_of(code)) == ()
-    assert [s.rva for s in find_sites(_image_of(code.replace(b"\x10\x10\0\0", b"\x10\x50\0\0", 1)))] == [
-        0x1010,
-        0x1012,
-        0x1013,
-    ]
+    assert find_sites(_with_table(0x1100, (0x10F4, 0x10FA))) == ()  # as instructions: hlt, adc, ..., cli
+
+
+def test_an_array_in_a_structure_is_no_jump_table_and_hides_no_site():
+    for displacement, entries in (
+        (0x1100, (0x310F, 0x10FA)),
+        (0x1100, (0x10F4, 0xFA)),
+        (0x5100, (0x10F4, 0x10FA)),
+    ):
+        found = find_sites(_with_table(displacement, entries))
+        assert [site.rva for site in found if site.rva >= 0x1100] != [], (displacement, entries)
+
+
+def test_a_damaged_function_table_is_no_reason_to_crash(compile_driver):
+    data = bytearray(compile_driver(SOURCE).sys)
+    image = parse_image(bytes(data), "test.sys")
+    section = image.section_at(image.exception_directory[0])
+    assert section is not None
+    at = data.index(section.data[:12])
+    for value in (0, 1, 0x1003, 0xFFFFFFFF, 0x7FFFFFFF):
+        for field in range(0, 36, 4):
+            damaged = data.copy()
+            struct.pack_into("<I", damaged, at + field, value)
+            find_sites(parse_image(bytes(damaged), "damaged.sys"))
 
 
 def test_undecodable_bytes_do_not_hide_what_a_branch_reaches():
@@ -124,7 +147,7 @@ def _image_of(code: bytes) -> Image:
     """An image made of one executable section with `code` as its only function."""
     from vm.emulated.image.pe import Section
 
-    data = code.ljust(0x40, b"\xcc")
+    data = code.ljust(0x200, b"\xcc")
     table = len(data)
     data += (0x1000).to_bytes(4, "little") + (0x1000 + len(code)).to_bytes(4, "little") + bytes(4)
     section = Section(".text", 0x1000, len(data), data, True, False, True, False)

@@ -4,6 +4,7 @@ that the cpu room can replace each by an interrupt of the same length. Finds onl
 from __future__ import annotations
 
 import re
+import struct
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -67,9 +68,9 @@ _WITH_REGISTER = (SiteKind.READ_CR8, SiteKind.WRITE_CR8, SiteKind.RDRAND, SiteKi
 # What ends a run of instructions: nothing falls through behind these.
 _TERMINATORS = frozenset(("ret", "retf", "iretq", "jmp", "int3", "ud2"))
 
-# `mov ecx, dword ptr [rdx + rax*4 + 0x1234]` and `movzx eax, byte ptr [rdx + rax + 0x1234]` with RDX = image base:
-# how MSVC reads the jump tables that it puts between functions. The displacement is the RVA of the table.
-_TABLE = re.compile(r"\[r\w+ \+ r\w+(?:\*4)? \+ (0x[0-9a-f]+)\]")
+# `mov ecx, dword ptr [rdx + rax*4 + 0x1234]` with RDX = image base: how MSVC reads a jump table that it put behind the
+# code of the function. The displacement is the RVA of the table, its entries are RVAs in the function.
+_TABLE = re.compile(r"\[r\w+ \+ r\w+\*4 \+ (0x[0-9a-f]+)\]")
 _RIP_RELATIVE = re.compile(r"\[rip ([+-]) (0x[0-9a-f]+)\]")
 
 
@@ -126,13 +127,21 @@ class _Sweep:
             if address >= end:
                 return None, end
             self._note(address, size, mnemonic, operands)
-            if "+ 0x" in operands and (found := _TABLE.search(operands)):
+            if "*4 + 0x" in operands and (found := _TABLE.search(operands)):
                 table = int(found.group(1), 16)
-                if address < table < end:
+                if address < table < end and self._is_table(table, begin, end):
                     end = table
             position = address + size
         resume = [target for target in self._targets if position < target < end]
         return min(resume, default=None), end
+
+    def _is_table(self, rva: int, begin: int, end: int) -> bool:
+        """Whether the first two entries lead into the code before the table; an array in a structure may be read with
+        the same instruction, and to end the sweep there would hide sites."""
+        if rva + 8 > end:
+            return False
+        entries = struct.unpack_from("<II", self._image.template, rva)
+        return all(begin <= entry < rva for entry in entries)
 
     def _follow(self, start: int, visited: set[int]) -> None:
         index = bisect_left(self._begins, start)
