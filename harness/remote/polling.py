@@ -21,5 +21,5 @@ def wait_until(probe: Callable[[], str | None], what: str, deadline: Deadline, *
         DeadlineExceededError: it did not become so; with what was last seen.
     """
     while (seen := probe()) is not None:
-        deadline.check(what, last_seen=seen, machine=machine)
         time.sleep(min(INTERVAL_SECONDS, deadline.remaining))
+        deadline.check(what, last_seen=seen, machine=machine)

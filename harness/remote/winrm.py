@@ -170,13 +170,14 @@ class WinRm:
 
     def _protocol(self) -> Any:
         address = self._address
-        pinned = str(address.certificate) if address.certificate else "legacy_requests"
         transport: Any = address.winrm_transport
+        pinned: Any = str(address.certificate) if address.certificate else None
         return Protocol(
             endpoint=f"{address.winrm_scheme}://{address.host}:{address.winrm_port}/wsman",
             transport=transport,
             username=address.credentials.username,
             password=address.credentials.password,
+            # The default would take the authorities to trust from the environment.
             ca_trust_path=pinned,
             operation_timeout_sec=OPERATION_SECONDS,
             read_timeout_sec=OPERATION_SECONDS + READ_SLACK_SECONDS,

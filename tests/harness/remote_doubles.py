@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
 from pathlib import Path, PureWindowsPath
 from typing import Any
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import NameOID
 
 from harness.log import Log
 from harness.remote.guest import failure
@@ -16,6 +24,8 @@ from harness.remote.quoting import command_line
 from harness.remote.sftp import Upload
 from harness.remote.winrm import CommandResult
 from vm.deadline import Deadline
+from vm.emulated.computer import FilterInformation, InstanceInformation, VolumeInformation
+from vm.emulated.registry import Registry
 from vm.errors import GuestError
 from vm.machine import Condition, Credentials, GuestAddress, MachineState
 
@@ -184,3 +194,94 @@ class MachineDouble:
 
     def condition(self) -> Condition:
         return self.present
+
+
+class ComputerDouble:
+    """The running system behind a guest face: filters load and unload as the test says."""
+
+    boot_id = "00000000-0000-0000-0000-000000000000"
+    boot_time = 0.0
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+        self.loaded: list[str] = []
+        self.load_status = 0
+        self.unload_status = 0
+
+    def load_filter(self, name: str) -> int:
+        if not self._registry.exists(f"HKLM\\SYSTEM\\CurrentControlSet\\Services\\{name}"):
+            return 0xC0000034
+        if self.load_status == 0:
+            self.loaded.append(name)
+        return self.load_status
+
+    def unload_filter(self, name: str) -> int:
+        if name not in self.loaded:
+            return 0xC01C0013
+        if self.unload_status == 0:
+            self.loaded.remove(name)
+        return self.unload_status
+
+    def stop_service(self, name: str) -> int:
+        return self.unload_filter(name)
+
+    def filters(self) -> list[FilterInformation]:
+        return [FilterInformation(name, "370001.5", 2) for name in self.loaded]
+
+    def instances(self) -> list[InstanceInformation]:
+        return [
+            InstanceInformation(f"{name} Instance", name, volume, "370001.5")
+            for name in self.loaded
+            for volume in ("D:", "E:")
+        ]
+
+    def volumes(self) -> list[VolumeInformation]:
+        return [
+            VolumeInformation(f"{letter}:", f"\\Device\\HarddiskVolume{letter}", "NTFS") for letter in "DE"
+        ]
+
+    def attach(self, filter_name: str, volume: str, instance: str | None, altitude: str | None) -> int:
+        return 0
+
+    def detach(self, filter_name: str, volume: str, instance: str | None) -> int:
+        return 0
+
+    def debug_output(self) -> list[str]:
+        return []
+
+    def condition(self) -> Condition:
+        return Condition()
+
+
+def sample_package(directory: Path) -> Path:
+    """A package with a manifest, an image that is none and a certificate that is one."""
+    directory.mkdir()
+    contents = {
+        "sample.sys": ("image", b"MZ image"),
+        "sample.inf": ("inf", b"[Version]"),
+        "sample.cer": ("certificate", _certificate()),
+    }
+    for name, (_, data) in contents.items():
+        (directory / name).write_bytes(data)
+    files = [
+        {"name": name, "role": role, "size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        for name, (role, data) in contents.items()
+    ]
+    manifest = {
+        "format": 1,
+        "driver": {"service": "Sample", "instance": "Sample Instance", "altitude": "370001.5"},
+        "build": {"toolchain": "zig", "versions": {}, "configuration": "debug", "architecture": "x64"},
+        "source": {"revision": None, "dirty": None},
+        "unsigned_sha256": "0" * 64,
+        "files": files,
+    }
+    (directory / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    return directory
+
+
+def _certificate() -> bytes:
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "sample")])
+    now = datetime.now(UTC)
+    made = x509.CertificateBuilder(name, name, key.public_key(), 1, now, now + timedelta(days=1))
+    return made.sign(key, hashes.SHA256()).public_bytes(Encoding.DER)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from harness.deployment import Plan, StepResult, UnloadError, deploy, remove
-from tests.harness.remote_doubles import Answer, ScriptedGuest
+from harness.package import Package, load_package
+from tests.harness.remote_doubles import Answer, ScriptedGuest, sample_package
 from vm.deadline import Deadline
 from vm.errors import DeadlineExceededError, GuestError, PackageError
 
@@ -28,20 +28,9 @@ RUNNING: Answer = (
 )
 
 
-@dataclass(frozen=True)
-class SamplePackage:
-    directory: Path
-    files: Mapping[str, str]
-
-
 @pytest.fixture
-def package(tmp_path: Path) -> SamplePackage:
-    contents = {"sample.sys": b"MZ image", "sample.inf": b"[Version]", "sample.cer": b"0\x82 certificate"}
-    for name, content in contents.items():
-        (tmp_path / name).write_bytes(content)
-    return SamplePackage(
-        tmp_path, {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()}
-    )
+def package(tmp_path: Path) -> Package:
+    return load_package(sample_package(tmp_path / "package"))
 
 
 def healthy(**more: Answer | Callable[[str], Answer]) -> ScriptedGuest:
@@ -60,7 +49,7 @@ def soon() -> Deadline:
     return Deadline.after(seconds=20)
 
 
-def test_a_deployment_runs_its_steps_in_order_and_reports_each_once(package: SamplePackage) -> None:
+def test_a_deployment_runs_its_steps_in_order_and_reports_each_once(package: Package) -> None:
     guest, steps = healthy(), list[StepResult]()
 
     done = deploy(guest, package, PLAN, soon(), steps.append)  # type: ignore[arg-type]
@@ -80,17 +69,19 @@ def test_a_deployment_runs_its_steps_in_order_and_reports_each_once(package: Sam
 
 
 def test_the_image_goes_to_the_drivers_directory_and_the_whole_package_beside_it(
-    package: SamplePackage,
+    package: Package,
 ) -> None:
     guest = healthy()
 
     deploy(guest, package, PLAN, soon())  # type: ignore[arg-type]
 
-    assert guest.files["C:\\Windows\\System32\\drivers\\sample.sys"] == b"MZ image"
-    assert {"C:\\Downlink\\package\\" + name for name in package.files} <= set(guest.files)
+    assert guest.files["C:\\Windows\\System32\\drivers\\sample.sys"] == package.image.read_bytes()
+    assert {"C:\\Downlink\\package\\" + name for name in ("sample.sys", "sample.inf", "sample.cer")} <= set(
+        guest.files
+    )
 
 
-def test_both_instances_keys_are_written_with_altitude_and_flags(package: SamplePackage) -> None:
+def test_both_instances_keys_are_written_with_altitude_and_flags(package: Package) -> None:
     guest = healthy()
 
     deploy(guest, package, PLAN, soon())  # type: ignore[arg-type]
@@ -103,7 +94,7 @@ def test_both_instances_keys_are_written_with_altitude_and_flags(package: Sample
         assert f'reg add "{key}\\Sample Instance" /v Flags /t REG_DWORD /d 0x0 /f' in lines
 
 
-def test_a_trusted_certificate_is_not_added_again(package: SamplePackage) -> None:
+def test_a_trusted_certificate_is_not_added_again(package: Package) -> None:
     guest = healthy()
 
     steps = deploy(guest, package, PLAN, soon()).steps  # type: ignore[arg-type]
@@ -112,7 +103,7 @@ def test_a_trusted_certificate_is_not_added_again(package: SamplePackage) -> Non
     assert not steps[1].changed
 
 
-def test_an_untrusted_certificate_is_added_to_both_stores(package: SamplePackage) -> None:
+def test_an_untrusted_certificate_is_added_to_both_stores(package: Package) -> None:
     guest = healthy()
     guest.answers["certutil -store"] = (0x80090011, "object was not found")
 
@@ -130,7 +121,7 @@ def test_an_untrusted_certificate_is_added_to_both_stores(package: SamplePackage
     "output", ["testsigning             No\n", "testsigning             Nein\n", "nx     OptIn\n"]
 )
 def test_a_guest_without_test_signing_is_refused_before_anything_is_changed(
-    package: SamplePackage, output: str
+    package: Package, output: str
 ) -> None:
     guest = healthy(bcdedit=(0, output))
 
@@ -142,7 +133,7 @@ def test_a_guest_without_test_signing_is_refused_before_anything_is_changed(
     assert not guest.files
 
 
-def test_a_running_older_driver_is_unloaded_then_deleted_then_waited_for(package: SamplePackage) -> None:
+def test_a_running_older_driver_is_unloaded_then_deleted_then_waited_for(package: Package) -> None:
     answers = iter([(0, "still there"), (0, "still there"), (1, "")])
     guest = healthy(sc_query=RUNNING, reg_query=lambda _: next(answers))
 
@@ -159,7 +150,7 @@ def test_a_running_older_driver_is_unloaded_then_deleted_then_waited_for(package
     assert steps[2].changed
 
 
-def test_a_refused_unload_is_never_tried_again_and_asks_for_a_restore(package: SamplePackage) -> None:
+def test_a_refused_unload_is_never_tried_again_and_asks_for_a_restore(package: Package) -> None:
     guest = healthy(sc_query=RUNNING, fltmc_unload=(1, "Unload failed with error: 0x801f0010\nDo not detach"))
 
     with pytest.raises(UnloadError, match="refused to be unloaded") as caught:
@@ -170,7 +161,7 @@ def test_a_refused_unload_is_never_tried_again_and_asks_for_a_restore(package: S
     assert not any(line.startswith("sc delete") for line in guest.commands)
 
 
-def test_an_unload_that_hangs_is_told_apart_from_one_that_fails(package: SamplePackage) -> None:
+def test_an_unload_that_hangs_is_told_apart_from_one_that_fails(package: Package) -> None:
     def hang(line: str) -> Answer:
         raise DeadlineExceededError(f"'{line}' did not end within 30 s")
 
@@ -180,7 +171,7 @@ def test_an_unload_that_hangs_is_told_apart_from_one_that_fails(package: SampleP
         remove(guest, PLAN, soon())  # type: ignore[arg-type]
 
 
-def test_a_filter_that_went_away_meanwhile_counts_as_unloaded(package: SamplePackage) -> None:
+def test_a_filter_that_went_away_meanwhile_counts_as_unloaded(package: Package) -> None:
     guest = healthy(sc_query=RUNNING, fltmc_unload=(1, "Unload failed with error: 0x801f0013"))
 
     assert remove(guest, PLAN, soon()) is True  # type: ignore[arg-type]
@@ -209,7 +200,7 @@ def test_removing_what_is_not_there_changes_nothing() -> None:
         ("Load failed with error: 0x80070005 (0xC0000022)\n", "STATUS_ACCESS_DENIED"),
     ],
 )
-def test_a_failed_load_says_why_in_words_and_by_name(package: SamplePackage, output: str, words: str) -> None:
+def test_a_failed_load_says_why_in_words_and_by_name(package: Package, output: str, words: str) -> None:
     guest = healthy(fltmc_load=(1, output))
 
     with pytest.raises(GuestError) as caught:
@@ -220,20 +211,20 @@ def test_a_failed_load_says_why_in_words_and_by_name(package: SamplePackage, out
     assert "0x80" in caught.value.message
 
 
-def test_a_loaded_filter_without_instances_is_an_error(package: SamplePackage) -> None:
+def test_a_loaded_filter_without_instances_is_an_error(package: Package) -> None:
     guest = healthy(fltmc_instances=(0, INSTANCES.split("D:")[0]))
 
     with pytest.raises(GuestError, match="attached to no volume"):
         deploy(guest, package, PLAN, soon())  # type: ignore[arg-type]
 
 
-def test_a_package_without_an_image_is_refused_before_the_guest_is_asked_anything(
-    package: SamplePackage,
+def test_a_package_without_a_certificate_is_refused_before_the_guest_is_asked_anything(
+    package: Package,
 ) -> None:
     guest = healthy()
-    files = {name: digest for name, digest in package.files.items() if not name.endswith(".sys")}
+    files = tuple(file for file in package.manifest.files if file.role != "certificate")
 
-    with pytest.raises(PackageError, match=r"exactly one '\.sys' file"):
-        deploy(guest, SamplePackage(package.directory, files), PLAN, soon())  # type: ignore[arg-type]
+    with pytest.raises(PackageError, match="no file of the role 'certificate'"):
+        deploy(guest, replace(package, manifest=replace(package.manifest, files=files)), PLAN, soon())  # type: ignore[arg-type]
 
     assert guest.commands == []
