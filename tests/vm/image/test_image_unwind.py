@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 import shutil
 import struct
@@ -13,6 +14,7 @@ import unicorn
 from unicorn import x86_const as x86
 
 from vm.emulated.image.pe import Image, Section, parse_image
+from vm.emulated.image.seh import Module, scope_table, walk_stack
 from vm.emulated.image.unwind import (
     EXCEPTION_HANDLER,
     UNWIND_HANDLER,
@@ -292,6 +294,33 @@ def test_version_2_tells_where_epilogues_are_and_changes_nothing_else():
 def test_damaged_unwind_data_is_an_error_and_not_a_guess(data: bytes):
     with pytest.raises(UnwindError):
         virtual_unwind(_table(data), BASE, _registers(0x1020), _reader(bytearray(64)))
+
+
+def test_random_unwind_data_ends_a_walk_but_never_raises_and_never_loops():
+    chance = random.Random(7)
+    endings = set()
+    for _ in range(3000):
+        first = chance.choice((1, 2, 1 | EXCEPTION_HANDLER << 3, 1 | 4 << 3, chance.randrange(256)))
+        info = bytes((first, chance.randrange(20), chance.randrange(8), chance.randrange(256)))
+        table = _table(info + chance.randbytes(40), code=chance.randbytes(32))
+        module = Module(BASE, table)
+        stack = bytearray(
+            b"".join(struct.pack("<Q", BASE + chance.randrange(0x1000, 0x1090)) for _ in range(64))
+        )
+        general = tuple(STACK + 8 * chance.randrange(32) for _ in range(16))
+        frames = list(
+            walk_stack(
+                Registers(BASE + chance.randrange(0x1000, 0x1080), general),
+                lambda address, module=module: module if 0 <= address - BASE < 0x2000 else None,
+                _reader(stack),
+            )
+        )
+        assert 1 <= len(frames) <= 64 + 2
+        for frame in frames:
+            if frame.unwound is not None:
+                scope_table(table, frame.unwound)
+        endings.add((frames[-1].module is None, frames[-1].unwound is None))
+    assert len(endings) >= 2
 
 
 def test_an_unreadable_stack_is_an_error_and_a_chain_in_a_circle_too():

@@ -282,7 +282,7 @@ def _frame_base(info: UnwindInfo, offset: int, registers: Registers) -> int:
         or info.chained is not None
         or any(code.operation is Operation.SET_FPREG and code.offset <= offset for code in info.codes)
     )
-    return registers.general[info.frame_register] - info.frame_offset if is_set else registers.rsp
+    return (registers.general[info.frame_register] - info.frame_offset) & _MASK if is_set else registers.rsp
 
 
 class _State:
@@ -296,7 +296,7 @@ class _State:
         self.at_machine_frame = False
 
     def registers(self) -> Registers:
-        return Registers(self._rip, tuple(self._general), tuple(self._xmm))
+        return Registers(self._rip, tuple([value & _MASK for value in self._general]), tuple(self._xmm))
 
     def return_to_caller(self) -> None:
         self._rip = self._pop()
