@@ -8,8 +8,8 @@
 #define DOWNLINK_CROSS_FLTKERNEL_LAYOUT_H
 
 #define LAYOUT_SIZE(type, size) _Static_assert(sizeof(type) == (size), "size of " #type)
-#define LAYOUT_FIELD(type, field, offset, size)                                                                      \
-    _Static_assert(__builtin_offsetof(type, field) == (offset) && sizeof(((type *)0)->field) == (size),              \
+#define LAYOUT_FIELD(type, field, offset, size)                                                                        \
+    _Static_assert(__builtin_offsetof(type, field) == (offset) && sizeof(((type *)0)->field) == (size),                \
                    "layout of " #type "." #field)
 #define LAYOUT_VALUE(name, value) _Static_assert((unsigned long long)(unsigned int)(name) == (value), "value of " #name)
 

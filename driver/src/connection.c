@@ -253,8 +253,8 @@ static NTSTATUS DownlinkConnectionStartWorker(PDOWNLINK_CONNECTION Connection)
         goto Exit;
     }
 
-    status = ObReferenceObjectByHandle(thread, SYNCHRONIZE, *PsThreadType, KernelMode, (PVOID *)&Connection->Worker,
-                                       NULL);
+    status =
+        ObReferenceObjectByHandle(thread, SYNCHRONIZE, *PsThreadType, KernelMode, (PVOID *)&Connection->Worker, NULL);
     if (!NT_SUCCESS(status)) {
         /* Cannot happen with a handle that was just made; if it does, the handle serves to join the worker. */
         DownlinkQueueClose(&Connection->Queue);

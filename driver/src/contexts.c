@@ -20,8 +20,7 @@ const FLT_CONTEXT_REGISTRATION DownlinkContexts[] = {
 typedef NTSTATUS(FLTAPI *PDOWNLINK_GET_CONTEXT)(_In_ PFLT_INSTANCE Instance, _In_ PFILE_OBJECT FileObject,
                                                 _Outptr_ PFLT_CONTEXT *Context);
 typedef NTSTATUS(FLTAPI *PDOWNLINK_SET_CONTEXT)(_In_ PFLT_INSTANCE Instance, _In_ PFILE_OBJECT FileObject,
-                                                _In_ FLT_SET_CONTEXT_OPERATION Operation,
-                                                _In_ PFLT_CONTEXT NewContext,
+                                                _In_ FLT_SET_CONTEXT_OPERATION Operation, _In_ PFLT_CONTEXT NewContext,
                                                 _Outptr_opt_result_maybenull_ PFLT_CONTEXT *OldContext);
 
 /*

@@ -118,10 +118,9 @@ _IRQL_requires_max_(PASSIVE_LEVEL) VOID DownlinkClosePort(VOID);
 
 /* connection.c: a connection's life */
 _IRQL_requires_max_(PASSIVE_LEVEL) VOID DownlinkInitializeConnections(VOID);
-_IRQL_requires_max_(PASSIVE_LEVEL) NTSTATUS DownlinkConnectionBegin(_In_ PFLT_PORT ClientPort,
-                                                                     _In_ const DOWNLINK_CONNECT *Connect,
-                                                                     _In_ PCUNICODE_STRING PathPrefix,
-                                                                     _Out_ PULONG_PTR Id);
+_IRQL_requires_max_(PASSIVE_LEVEL) NTSTATUS
+    DownlinkConnectionBegin(_In_ PFLT_PORT ClientPort, _In_ const DOWNLINK_CONNECT *Connect,
+                            _In_ PCUNICODE_STRING PathPrefix, _Out_ PULONG_PTR Id);
 _IRQL_requires_max_(PASSIVE_LEVEL) VOID DownlinkConnectionEnd(_In_ ULONG_PTR Id, _In_ DOWNLINK_REASON Reason);
 _IRQL_requires_max_(PASSIVE_LEVEL) VOID DownlinkEndConnections(VOID);
 
@@ -130,14 +129,13 @@ KSTART_ROUTINE DownlinkWorker;
 
 /* queue.c */
 _IRQL_requires_max_(DISPATCH_LEVEL) NTSTATUS DownlinkQueueInitialize(_Out_ PDOWNLINK_QUEUE Queue, _In_ ULONG Bytes,
-                                                                      _In_ ULONG MessageBytes,
-                                                                      _In_ BOOLEAN DropOldest);
+                                                                     _In_ ULONG MessageBytes, _In_ BOOLEAN DropOldest);
 _IRQL_requires_max_(DISPATCH_LEVEL) VOID DownlinkQueueFree(_Inout_ PDOWNLINK_QUEUE Queue);
 _IRQL_requires_max_(APC_LEVEL) VOID DownlinkQueueAppend(_Inout_ PDOWNLINK_QUEUE Queue, _In_ PCDOWNLINK_EVENT Event);
 _IRQL_requires_max_(DISPATCH_LEVEL) ULONG DownlinkQueuePeek(_Inout_ PDOWNLINK_QUEUE Queue);
-_IRQL_requires_max_(DISPATCH_LEVEL) ULONG DownlinkQueueTake(_Inout_ PDOWNLINK_QUEUE Queue,
-                                                            _Out_writes_bytes_(BufferBytes) PUCHAR Buffer,
-                                                            _In_ ULONG BufferBytes);
+_IRQL_requires_max_(DISPATCH_LEVEL) ULONG
+    DownlinkQueueTake(_Inout_ PDOWNLINK_QUEUE Queue, _Out_writes_bytes_(BufferBytes) PUCHAR Buffer,
+                      _In_ ULONG BufferBytes);
 _IRQL_requires_max_(APC_LEVEL) BOOLEAN DownlinkQueueWait(_Inout_ PDOWNLINK_QUEUE Queue);
 _IRQL_requires_max_(DISPATCH_LEVEL) VOID DownlinkQueueClose(_Inout_ PDOWNLINK_QUEUE Queue);
 
@@ -148,8 +146,8 @@ _IRQL_requires_max_(APC_LEVEL) VOID DownlinkPublish(_In_ PCDOWNLINK_EVENT Event)
 /* names.c */
 _IRQL_requires_max_(APC_LEVEL) PFLT_FILE_NAME_INFORMATION DownlinkQueryName(_In_ PFLT_CALLBACK_DATA Data);
 _IRQL_requires_max_(APC_LEVEL) VOID DownlinkReleaseName(_In_opt_ PFLT_FILE_NAME_INFORMATION Name);
-_IRQL_requires_max_(DISPATCH_LEVEL) VOID DownlinkSetEventPath(_Inout_ PDOWNLINK_EVENT Event,
-                                                              _In_opt_ PFLT_FILE_NAME_INFORMATION Name);
+_IRQL_requires_max_(DISPATCH_LEVEL)
+    VOID DownlinkSetEventPath(_Inout_ PDOWNLINK_EVENT Event, _In_opt_ PFLT_FILE_NAME_INFORMATION Name);
 
 /* contexts.c: what the driver remembers of a handle and of a stream */
 typedef struct _DOWNLINK_HANDLE_CONTEXT {

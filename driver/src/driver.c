@@ -6,8 +6,8 @@
 DOWNLINK_DATA Downlink;
 
 static NTSTATUS FLTAPI DownlinkUnload(_In_ FLT_FILTER_UNLOAD_FLAGS Flags);
-static NTSTATUS FLTAPI DownlinkInstanceSetup(_In_ PCFLT_RELATED_OBJECTS FltObjects,
-                                             _In_ FLT_INSTANCE_SETUP_FLAGS Flags, _In_ DEVICE_TYPE VolumeDeviceType,
+static NTSTATUS FLTAPI DownlinkInstanceSetup(_In_ PCFLT_RELATED_OBJECTS FltObjects, _In_ FLT_INSTANCE_SETUP_FLAGS Flags,
+                                             _In_ DEVICE_TYPE VolumeDeviceType,
                                              _In_ FLT_FILESYSTEM_TYPE VolumeFilesystemType);
 static NTSTATUS FLTAPI DownlinkInstanceQueryTeardown(_In_ PCFLT_RELATED_OBJECTS FltObjects,
                                                      _In_ FLT_INSTANCE_QUERY_TEARDOWN_FLAGS Flags);

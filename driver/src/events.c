@@ -301,9 +301,8 @@ static VOID DownlinkPublishRename(_In_ PFLT_CALLBACK_DATA Data, _In_ PCFLT_RELAT
     DownlinkReleaseName(newName);
 }
 
-static _Use_decl_annotations_ FLT_POSTOP_CALLBACK_STATUS FLTAPI
-DownlinkPostSetInformation(PFLT_CALLBACK_DATA Data, PCFLT_RELATED_OBJECTS FltObjects, PVOID CompletionContext,
-                           FLT_POST_OPERATION_FLAGS Flags)
+static _Use_decl_annotations_ FLT_POSTOP_CALLBACK_STATUS FLTAPI DownlinkPostSetInformation(
+    PFLT_CALLBACK_DATA Data, PCFLT_RELATED_OBJECTS FltObjects, PVOID CompletionContext, FLT_POST_OPERATION_FLAGS Flags)
 {
     PFLT_FILE_NAME_INFORMATION oldName = CompletionContext;
 

@@ -34,11 +34,9 @@ _Use_decl_annotations_ NTSTATUS DownlinkCreatePort(VOID)
         goto Exit;
     }
 
-    InitializeObjectAttributes(&attributes, &name, OBJ_KERNEL_HANDLE | OBJ_CASE_INSENSITIVE, NULL,
-                               securityDescriptor);
-    status = FltCreateCommunicationPort(Downlink.Filter, &Downlink.ServerPort, &attributes, NULL,
-                                        DownlinkConnectNotify, DownlinkDisconnectNotify, NULL,
-                                        DOWNLINK_CONNECTIONS_MAXIMUM);
+    InitializeObjectAttributes(&attributes, &name, OBJ_KERNEL_HANDLE | OBJ_CASE_INSENSITIVE, NULL, securityDescriptor);
+    status = FltCreateCommunicationPort(Downlink.Filter, &Downlink.ServerPort, &attributes, NULL, DownlinkConnectNotify,
+                                        DownlinkDisconnectNotify, NULL, DOWNLINK_CONNECTIONS_MAXIMUM);
     FltFreeSecurityDescriptor(securityDescriptor);
 
 Exit:

@@ -100,8 +100,8 @@ static PDOWNLINK_ENTRY DownlinkQueueOldest(_Inout_ PDOWNLINK_QUEUE Queue)
         entry = NULL;
     }
     /* Acquire: what the producer wrote before it made the record ready is seen by whoever sees it ready. */
-    if ((entry != NULL) && (InterlockedCompareExchange(&entry->State, DownlinkEntryReady, DownlinkEntryReady) !=
-                            DownlinkEntryReady)) {
+    if ((entry != NULL) &&
+        (InterlockedCompareExchange(&entry->State, DownlinkEntryReady, DownlinkEntryReady) != DownlinkEntryReady)) {
         entry = NULL;
     }
     return entry;
@@ -268,7 +268,8 @@ _Use_decl_annotations_ ULONG DownlinkQueuePeek(PDOWNLINK_QUEUE Queue)
 }
 
 /* Copies a record whose paths do not fit; what is left of them is announced as truncated. */
-static ULONG DownlinkCopyCut(_Out_writes_bytes_(Room) PUCHAR Target, _In_ ULONG Room, _In_ const DOWNLINK_RECORD *Source)
+static ULONG DownlinkCopyCut(_Out_writes_bytes_(Room) PUCHAR Target, _In_ ULONG Room,
+                             _In_ const DOWNLINK_RECORD *Source)
 {
     DOWNLINK_RECORD *record = (DOWNLINK_RECORD *)Target;
     ULONG size = Room & ~7UL;
@@ -323,8 +324,8 @@ _Use_decl_annotations_ ULONG DownlinkQueueTake(PDOWNLINK_QUEUE Queue, PUCHAR Buf
         }
         if ((Queue->DroppedCount != 0) && (message.RecordCount != 0)) {
             message.DroppedCount += Queue->DroppedCount;
-            message.FirstDropped = (message.FirstDropped == 0) ? Queue->FirstDropped
-                                                               : min(message.FirstDropped, Queue->FirstDropped);
+            message.FirstDropped =
+                (message.FirstDropped == 0) ? Queue->FirstDropped : min(message.FirstDropped, Queue->FirstDropped);
             message.LastDropped = max(message.LastDropped, Queue->LastDropped);
             Queue->DroppedCount = 0;
             Queue->FirstDropped = 0;
