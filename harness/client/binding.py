@@ -14,8 +14,11 @@ from typing import Final, Protocol
 ENVIRONMENT_VARIABLE: Final = "DOWNLINK_EMULATED"
 """`127.0.0.1:<port>:<token>` of the emulated machine's user-mode services."""
 
-OPERATION_SECONDS: Final = 10.0
-"""How long a request that should not wait for anybody may take before it counts as hung."""
+PATIENCE_VARIABLE: Final = "DOWNLINK_PATIENCE_SECONDS"
+
+OPERATION_SECONDS: Final = float(os.environ.get(PATIENCE_VARIABLE) or 10.0)
+"""How long a request that should not wait for anybody may take before it counts as hung. Only broken drivers need it;
+a very slow machine may be given more by the environment variable."""
 
 CONTEXT_BYTES_MAXIMUM: Final = 0xFFE7
 """Largest connection context on x64: the length of an extended attribute less its own head (fact C13)."""

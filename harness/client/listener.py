@@ -14,7 +14,7 @@ from harness.client.errors import PortError
 from harness.client.port import HEADER_BYTES, Message, Operation, Port
 from harness.client.protocol import MESSAGE_BYTES_DEFAULT, PORT_NAME, Batch, Connect, Kind, Record, parse
 
-WAIT_SECONDS: Final = 10.0
+WAIT_SECONDS: Final = bindings.OPERATION_SECONDS
 """How long a record that must come may take; only a broken driver ever needs it."""
 
 

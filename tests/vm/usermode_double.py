@@ -116,6 +116,11 @@ class KernelDouble:
         self._connections: list[Connection] = []
         self._nodes: dict[str, Node] = {}
 
+    @property
+    def connected(self) -> int:
+        """Connections that the driver knows now."""
+        return len(self._connections)
+
     # UserServices.
 
     def begin_process(self, process_id: int, image: str) -> int:
