@@ -27,7 +27,7 @@ _EXIT_CODE_LIMIT = 255
 def create(configuration: Configuration, name: str | None, console: Console) -> None:
     """Bring the machine up once from its clean state and take it down again: it is ready for its first use."""
     with _held(configuration, name) as machine, machine.stopped_on_failure():
-        _timed(console, f"create '{machine.name}'", machine.restore)
+        _timed(console, f"create '{machine.name}'", lambda: machine.restore(keep=False))
         machine.stop()
 
 
@@ -48,7 +48,7 @@ def stop(configuration: Configuration, name: str | None, console: Console) -> No
 def restore(configuration: Configuration, name: str | None, console: Console) -> None:
     """Put the machine back to its clean state and leave it running."""
     with _held(configuration, name) as machine, machine.stopped_on_failure():
-        _timed(console, f"restore '{machine.name}'", machine.restore)
+        _timed(console, f"restore '{machine.name}'", lambda: machine.restore(keep=True))
 
 
 def shell(configuration: Configuration, name: str | None, command: str, console: Console) -> int:

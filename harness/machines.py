@@ -9,6 +9,7 @@ from pathlib import Path
 from harness.bootstrap import try_lock
 from harness.config import Configuration, DriverConfig
 from harness.deployment.plan import UnloadError
+from harness.package import Package
 from vm.deadline import Deadline
 from vm.errors import DownlinkError, MachineError
 from vm.machine import GuestAddress, Machine, MachineState
@@ -41,16 +42,16 @@ class HeldMachine:
         return "the machine says so" if self.machine.state() is MachineState.DIRTY else None
 
     def start(self) -> GuestAddress:
-        """Bring it up as it is, or restored if it is dirty; returns at once if it runs."""
+        """Bring it up as it is, or restored if it is dirty, to stay; returns at once if it runs."""
         if self.dirty:
-            return self.restore()
+            return self.restore(keep=True)
         self.started_here = self.started_here or self.machine.state() is not MachineState.RUNNING
         return self.machine.start(Deadline.after(seconds=START_SECONDS))
 
-    def restore(self) -> GuestAddress:
-        """Put it back to its clean state and bring it up."""
+    def restore(self, *, keep: bool) -> GuestAddress:
+        """Put it back to its clean state and bring it up; without `keep` it does not outlive this process."""
         self.started_here = True
-        address = self.machine.restore(Deadline.after(seconds=START_SECONDS))
+        address = self.machine.restore(Deadline.after(seconds=START_SECONDS), keep=keep)
         self._dirty.unlink(missing_ok=True)
         return address
 
@@ -74,6 +75,10 @@ class HeldMachine:
             error.causes += (MachineError(f"bugcheck 0x{crash.code:X} {crash.name}{stack}{rule}"),)
         for violation in condition.violations:
             error.causes += (MachineError(f"{violation.rule} by '{violation.driver}': {violation.message}"),)
+
+    def check(self, package: Package) -> None:
+        """Refuse a package whose image the machine cannot load; raises `PackageError` before anything is touched."""
+        self.machine.check_image(package.image.read_bytes(), package.image.name)
 
     @contextmanager
     def stopped_on_failure(self) -> Iterator[None]:

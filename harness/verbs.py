@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -55,6 +56,7 @@ def deploy(configuration: Configuration, choices: Choices, build: Build, console
     driver = configuration.driver(choices.driver)
     package = _timed(console, "build", build, lambda made: f"'{made.directory}'")
     with held(configuration, choices.machine, driver) as machine, machine.stopped_on_failure():
+        machine.check(package)
         if reason := machine.dirty:
             console.line(f"the machine '{machine.name}' is restored first: {reason}")
         address = _timed(console, "start the machine", machine.start, _where)
@@ -85,6 +87,7 @@ def test(configuration: Configuration, choices: Choices, build: Build, console: 
     started = time.monotonic()
     package = _timed(console, "build", build, lambda made: f"'{made.directory}'")
     with held(configuration, choices.machine, driver) as machine:
+        machine.check(package)
         run = directory.create(configuration.runs.directory, machine_name, keep=configuration.runs.keep)
         log = Log(run.log.open("w", encoding="utf-8"))
         journal = Journal(run.journal, log)
@@ -132,7 +135,7 @@ def _to_the_verdict(
     try:
         began = time.monotonic()
         console.transient(f"starting the machine '{machine.name}' ...")
-        address = machine.restore()
+        address = machine.restore(keep=False)
         step(
             StepResult(
                 "start the machine", f"{machine.name}, {_where(address)}", True, time.monotonic() - began
@@ -157,6 +160,14 @@ def _to_the_verdict(
         raise
     finally:
         machine.stop()
+        _keep_logs(configuration.machine_directory(machine.name), run.path / "machine")
+
+
+def _keep_logs(source: Path, target: Path) -> None:
+    """Copy the logs that the machine itself wrote on this host into the run."""
+    for path in source.glob("*.log"):
+        target.mkdir(exist_ok=True)
+        shutil.copyfile(path, target / path.name)
 
 
 def _finish(run: RunDirectory, journal: Journal, log: Log, seconds: float) -> Results:

@@ -60,7 +60,7 @@ class LabMachine:
     def state(self) -> MachineState:
         return MachineState.RUNNING if self._face else MachineState.STOPPED
 
-    def start(self, deadline: Deadline) -> GuestAddress:
+    def start(self, deadline: Deadline, *, keep: bool = True) -> GuestAddress:
         self.calls.append("start")
         if self._face is None:
             self._directory.mkdir(parents=True, exist_ok=True)
@@ -78,7 +78,7 @@ class LabMachine:
         if face:
             face.stop()
 
-    def restore(self, deadline: Deadline) -> GuestAddress:
+    def restore(self, deadline: Deadline, *, keep: bool = True) -> GuestAddress:
         self.stop(deadline)
         return self.start(deadline)
 
@@ -93,6 +93,9 @@ class LabMachine:
 
     def condition(self) -> Condition:
         return self.present
+
+    def check_image(self, image: bytes, name: str) -> None:
+        self.calls.append(f"check {name}")
 
 
 def install(root: Path, suite: str) -> None:

@@ -174,7 +174,7 @@ class MachineDouble:
     def state(self) -> MachineState:
         return self.now
 
-    def start(self, deadline: Deadline) -> GuestAddress:
+    def start(self, deadline: Deadline, *, keep: bool = True) -> GuestAddress:
         self.calls.append("start")
         self.now = MachineState.RUNNING
         return self.address()
@@ -184,7 +184,7 @@ class MachineDouble:
         self.on_stop(deadline)
         self.now = MachineState.STOPPED
 
-    def restore(self, deadline: Deadline) -> GuestAddress:
+    def restore(self, deadline: Deadline, *, keep: bool = True) -> GuestAddress:
         self.calls.append("restore")
         self.now = MachineState.RUNNING
         return self.address()
@@ -194,6 +194,9 @@ class MachineDouble:
 
     def condition(self) -> Condition:
         return self.present
+
+    def check_image(self, image: bytes, name: str) -> None:
+        self.calls.append(f"check {name}")
 
 
 class ComputerDouble:
