@@ -92,6 +92,7 @@ class Kernel:
         self._map_fixed_pages()
         self.pool = Pool(self)
         self.objects = ObjectManager(self)
+        self._type_objects: dict[str, int] = {}
         self.dispatcher = Dispatcher(self)
         self.exceptions = Exceptions(self)
         self.scheduler = Scheduler(self, seed=seed, preemption=preemption or Preemption())
@@ -165,6 +166,10 @@ class Kernel:
         address = self._data.get(key)
         if address is None:
             size, value = DATA_NAMES[key]
+            if key[1] in OBJECT_TYPE_NAMES:
+                value = self.type_object(OBJECT_TYPE_NAMES[key[1]])
+            elif key[1] == "PsInitialSystemProcess":
+                value = self.system.address
             address = self._data_next
             self._data_next += 16
             self._data[key] = address
@@ -174,6 +179,15 @@ class Kernel:
     def set_data_export(self, name: str, value: int) -> None:
         """Fill a variable that ntoskrnl exports, for example the address behind PsProcessType."""
         self.memory.put64(self._data_export(("ntoskrnl.exe", name)), value)
+
+    def type_object(self, kind: str) -> int:
+        """Address of the OBJECT_TYPE of objects of this kind; opaque, one per kind."""
+        address = self._type_objects.get(kind)
+        if address is None:
+            item = self.objects.create("Type", kind)
+            item.permanent = True
+            address = self._type_objects[kind] = item.address
+        return address
 
     # Processes and threads
 
@@ -469,7 +483,8 @@ class Kernel:
     def driver_returned(self, thread: KThread, frame: GuestFrame) -> None:
         """Driver code has returned to the model."""
         expected = self._call_irql[thread.id].pop()
-        if self.engine.irql != expected:
+        # An export that is called directly, as tests and tools do, may change the IRQL: that is its business.
+        if self.engine.irql != expected and not Engine.in_stub(frame.entry):
             raise Bugcheck(
                 bc.IRQL_UNEXPECTED_VALUE,
                 expected,
@@ -478,6 +493,10 @@ class Kernel:
                 0,
                 rule=f"{frame.name or self.describe(frame.entry)} was called at IRQL {expected} and returned at IRQL {self.engine.irql}",
             )
+
+    def forget_call(self, thread: KThread) -> None:
+        """A frame of driver code is dropped without returning (a thread ends itself, or an exception unwinds it)."""
+        self._call_irql[thread.id].pop()
 
     def check_free(self, begin: int, end: int, what: str) -> None:
         """Bugcheck if memory that is being freed still holds something in use."""
@@ -559,17 +578,26 @@ def modules_of(paths: Iterable[str]) -> list[Any]:
     return [importlib.import_module(path) for path in paths]
 
 
+OBJECT_TYPE_NAMES = {
+    "PsProcessType": "Process",
+    "PsThreadType": "Thread",
+    "ExEventObjectType": "Event",
+    "ExSemaphoreObjectType": "Semaphore",
+    "IoFileObjectType": "File",
+    "IoDriverObjectType": "Driver",
+    "IoDeviceObjectType": "Device",
+    "SeTokenObjectType": "Token",
+    "CmKeyObjectType": "Key",
+}
+"""Exported variables that hold a POBJECT_TYPE, and the kind of object it stands for."""
+
 DATA_NAMES: dict[tuple[str, str], tuple[int, int]] = {
     ("ntoskrnl.exe", "NtBuildNumber"): (4, 26100),
     ("ntoskrnl.exe", "MmHighestUserAddress"): (8, 0x0000_7FFF_FFFE_FFFF),
     ("ntoskrnl.exe", "MmSystemRangeStart"): (8, 0xFFFF_8000_0000_0000),
     ("ntoskrnl.exe", "MmUserProbeAddress"): (8, 0x0000_7FFF_FFFF_0000),
     ("ntoskrnl.exe", "KeNumberProcessors"): (1, 1),
-    ("ntoskrnl.exe", "PsProcessType"): (8, 0),
-    ("ntoskrnl.exe", "PsThreadType"): (8, 0),
-    ("ntoskrnl.exe", "ExEventObjectType"): (8, 0),
-    ("ntoskrnl.exe", "IoFileObjectType"): (8, 0),
-    ("ntoskrnl.exe", "SeTokenObjectType"): (8, 0),
+    **{("ntoskrnl.exe", name): (8, 0) for name in OBJECT_TYPE_NAMES},
     ("ntoskrnl.exe", "PsInitialSystemProcess"): (8, 0),
     ("ntoskrnl.exe", "InitSafeBootMode"): (4, 0),
     ("ntoskrnl.exe", "KdDebuggerEnabled"): (1, 0),

@@ -29,15 +29,15 @@ def _driver_frames(kernel: Kernel, frame: GuestFrame) -> list[str]:
     lines = []
     if kernel.image_of(frame.pc) is not None:
         lines.append(kernel.describe(frame.pc))
-    lines += _return_addresses(kernel, frame)
+    lines += [kernel.describe(address) for address in return_addresses(kernel, frame)]
     if frame.name:
         lines.append(f"({frame.name})")
     return lines
 
 
-def _return_addresses(kernel: Kernel, frame: GuestFrame) -> list[str]:
+def return_addresses(kernel: Kernel, frame: GuestFrame) -> list[int]:
     """Addresses on the stack that lie behind a call instruction of a driver; used until unwind data say better."""
-    found: list[str] = []
+    found: list[int] = []
     memory = kernel.memory
     address = frame.rsp
     for _ in range(512):
@@ -47,7 +47,7 @@ def _return_addresses(kernel: Kernel, frame: GuestFrame) -> list[str]:
         if value == kernel.scheduler.return_address:
             break
         if kernel.image_of(value) is not None and _behind_a_call(kernel, value):
-            found.append(kernel.describe(value))
+            found.append(value)
         address += 8
     return found
 
