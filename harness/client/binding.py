@@ -84,6 +84,11 @@ class PendingGet(Protocol):
 class Binding(Protocol):
     """Port functions raise `errors.PortError`, file functions `errors.FileError`; handles are plain integers."""
 
+    @property
+    def thread_id(self) -> int:
+        """Id of the thread that makes the calling thread's requests, as a driver sees it."""
+        ...
+
     def connect(self, name: str, context: bytes | None, context_size: int, *, synchronous: bool) -> int:
         """FilterConnectCommunicationPort."""
         ...

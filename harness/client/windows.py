@@ -114,6 +114,10 @@ class WindowsBinding(WindowsFiles):
         """Requests that the kernel holds: they must stay in memory although nobody may want their answer."""
         self._privileged = False
 
+    @property
+    def thread_id(self) -> int:
+        return self.run("the thread's id", threading.get_native_id)
+
     # Ports.
 
     def connect(self, name: str, context: bytes | None, context_size: int, *, synchronous: bool) -> int:

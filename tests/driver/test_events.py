@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 
 import pytest
 
+from harness.client import binding as bindings
 from harness.client import files, ntstatus
 from harness.client.errors import FileError
 from harness.client.listener import matching
@@ -311,6 +313,24 @@ def test_a_client_s_own_operations_are_reported_to_those_who_ask_with_its_proces
     files.create(scratch / "a", b"text")
     record = listener.wait_for("the write", matching(Kind.FILE_WRITTEN))
     assert record.process_id == os.getpid()
+
+
+@pytest.mark.fact("C2")
+def test_a_record_names_the_thread_that_did_it(listen, scratch):
+    listener = listen()
+    threads = []
+
+    def create() -> None:
+        files.create(scratch / "b")
+        threads.append(bindings.current().thread_id)
+
+    files.create(scratch / "a")
+    thread = threading.Thread(target=create)
+    thread.start()
+    thread.join(30)
+    first = listener.wait_for("the first file", matching(Kind.FILE_OPENED, scratch.device("a")))
+    second = listener.wait_for("the second file", matching(Kind.FILE_OPENED, scratch.device("b")))
+    assert [first.thread_id, second.thread_id] == [bindings.current().thread_id, *threads]
 
 
 @pytest.mark.fact("D2")

@@ -347,12 +347,38 @@ def test_the_token_appears_in_no_repr_and_no_exception(server: UserModeServer) -
     assert token not in str(caught.value)
 
 
-def test_a_request_and_its_answer_cost_well_below_a_fifth_of_a_millisecond(binding: EmulatedBinding) -> None:
-    binding.filters()
-    best = float("inf")
+def test_a_request_and_its_answer_cost_a_few_bare_round_trips(binding: EmulatedBinding) -> None:
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def echo() -> None:
+        peer, _ = listener.accept()
+        with peer:
+            peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            while data := peer.recv(65536):
+                peer.sendall(data)
+
+    thread = threading.Thread(target=echo)
+    thread.start()
+    with listener, socket.create_connection(listener.getsockname(), timeout=10) as connection:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+        def bare() -> None:
+            connection.sendall(bytes(64))
+            connection.recv(65536)
+
+        # Measured 3.2 (48 microseconds against 15); the best of several rounds, because the machine is shared.
+        ratio = fastest(lambda: binding.call("list_filters")) / fastest(bare)
+    thread.join(10)
+    assert ratio < 8
+
+
+def fastest(action: Callable[[], object]) -> float:
+    """Seconds per call in the fastest of several rounds."""
+    action()
+    rounds = []
     for _ in range(10):
         started = time.perf_counter()
         for _ in range(100):
-            binding.call("list_filters")
-        best = min(best, (time.perf_counter() - started) / 100)
-    assert best < 0.0002
+            action()
+        rounds.append((time.perf_counter() - started) / 100)
+    return min(rounds)
