@@ -87,7 +87,6 @@ _Use_decl_annotations_ NTSTATUS DownlinkConnectionBegin(PFLT_PORT ClientPort, co
     connection->ClientPort = ClientPort;
     connection->ProcessId = HandleToULong(PsGetCurrentProcessId());
     connection->Flags = Connect->Flags;
-    connection->MessageBytes = Connect->MessageBytes;
 
     status = DownlinkConnectionAllocate(connection, Connect, PathPrefix);
     if (!NT_SUCCESS(status)) {
@@ -308,16 +307,23 @@ static VOID DownlinkFillLifecycleEvent(PDOWNLINK_EVENT Event, USHORT Kind, const
     KeQuerySystemTimePrecise(&Event->Time);
 }
 
-/* The union of all masks. Computed anew each time, so that two changes at once cannot leave a bit behind. */
+/* The unions of all masks. Computed anew each time, so that two changes at once cannot leave a bit behind. */
 static VOID DownlinkUpdateInterest(VOID)
 {
     LONG interest = 0;
+    LONG failureInterest = 0;
     ULONG index;
 
     ExAcquireFastMutex(&Downlink.ConnectionLock);
     for (index = 0; index < DOWNLINK_CONNECTIONS_MAXIMUM; index++) {
-        interest |= Downlink.Connections[index].EventMask;
+        LONG mask = Downlink.Connections[index].EventMask;
+
+        interest |= mask;
+        if ((Downlink.Connections[index].Flags & DOWNLINK_CONNECT_FAILED_OPERATIONS) != 0) {
+            failureInterest |= mask;
+        }
     }
     InterlockedExchange(&Downlink.Interest, interest);
+    InterlockedExchange(&Downlink.FailureInterest, failureInterest);
     ExReleaseFastMutex(&Downlink.ConnectionLock);
 }

@@ -56,7 +56,7 @@ typedef struct _DOWNLINK_QUEUE {
     ULONG Capacity;       /* bytes, a multiple of 8 */
     ULONG RecordMaximum;  /* longest record that fits into an empty ring and into a message */
     BOOLEAN DropOldest;
-    BOOLEAN Closed;       /* set once; the worker ends instead of waiting */
+    volatile BOOLEAN Closed; /* set once; the worker ends instead of waiting */
     volatile LONG Idle;   /* 1 while the worker waits: whoever makes a record ready resets it and sets Wake */
     KEVENT Wake;          /* synchronisation event */
     _Guarded_by_(Lock) ULONG Head;
@@ -91,7 +91,6 @@ typedef struct _DOWNLINK_CONNECTION {
     PETHREAD Worker;
     PUCHAR MessageBuffer;
     ULONG MessageBufferBytes;
-    ULONG MessageBytes;              /* most bytes of one message */
     DOWNLINK_QUEUE Queue;
     KEVENT Ended;                    /* notification event, signalled while the connection is free */
 } DOWNLINK_CONNECTION, *PDOWNLINK_CONNECTION;
@@ -104,6 +103,7 @@ typedef struct _DOWNLINK_DATA {
     _Guarded_by_(ConnectionLock) ULONG_PTR LatestId;
     _Guarded_by_(ConnectionLock) ULONG ActiveCount;
     volatile LONG Interest;          /* kinds that any active connection wants */
+    volatile LONG FailureInterest;   /* kinds that any active connection wants also of operations that failed */
     DOWNLINK_CONNECTION Connections[DOWNLINK_CONNECTIONS_MAXIMUM];
 } DOWNLINK_DATA;
 
@@ -141,6 +141,7 @@ _IRQL_requires_max_(DISPATCH_LEVEL) VOID DownlinkQueueClose(_Inout_ PDOWNLINK_QU
 
 /* publish.c: from an event to the queues of those who asked for it */
 _IRQL_requires_max_(DISPATCH_LEVEL) BOOLEAN DownlinkIsWanted(_In_ ULONG Mask);
+_IRQL_requires_max_(DISPATCH_LEVEL) BOOLEAN DownlinkIsFailureWanted(_In_ ULONG Mask);
 _IRQL_requires_max_(APC_LEVEL) VOID DownlinkPublish(_In_ PCDOWNLINK_EVENT Event);
 
 /* names.c */
@@ -158,6 +159,7 @@ typedef struct _DOWNLINK_HANDLE_CONTEXT {
 
 typedef struct _DOWNLINK_STREAM_CONTEXT {
     volatile LONG DeleteReported; /* 1 once the deletion is in a record */
+    volatile LONG IsDirectory;    /* 1 for a directory; looked up before the deletion, when it can still tell */
 } DOWNLINK_STREAM_CONTEXT, *PDOWNLINK_STREAM_CONTEXT;
 
 extern const FLT_CONTEXT_REGISTRATION DownlinkContexts[];

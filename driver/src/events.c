@@ -110,6 +110,10 @@ static _Use_decl_annotations_ FLT_PREOP_CALLBACK_STATUS FLTAPI DownlinkPreCreate
     if (DownlinkIsFileCreate(Data, FltObjects) &&
         (DownlinkIsWanted(DOWNLINK_MASK(DownlinkFileOpened)) ||
          FlagOn(Data->Iopb->Parameters.Create.Options, FILE_DELETE_ON_CLOSE))) {
+        if (DownlinkIsFailureWanted(DOWNLINK_MASK(DownlinkFileOpened))) {
+            /* Of an open that fails there is no file to ask for its name. */
+            *CompletionContext = DownlinkQueryName(Data);
+        }
         callbackStatus = FLT_PREOP_SUCCESS_WITH_CALLBACK;
     }
     return callbackStatus;
@@ -130,10 +134,10 @@ static _Use_decl_annotations_ FLT_POSTOP_CALLBACK_STATUS FLTAPI DownlinkPostCrea
                                                                                    FLT_POST_OPERATION_FLAGS Flags)
 {
     BOOLEAN succeeded = NT_SUCCESS(Data->IoStatus.Status);
-    PFLT_FILE_NAME_INFORMATION name;
+    PFLT_FILE_NAME_INFORMATION requestedName = CompletionContext;
+    PFLT_FILE_NAME_INFORMATION name = NULL;
     DOWNLINK_EVENT event;
 
-    UNREFERENCED_PARAMETER(CompletionContext);
     PAGED_CODE();
 
     /* A reparse is not the end of the open: it comes again under another name. A volume shows only now. */
@@ -146,21 +150,23 @@ static _Use_decl_annotations_ FLT_POSTOP_CALLBACK_STATUS FLTAPI DownlinkPostCrea
         DownlinkMarkForDeletion(FltObjects);
     }
 
-    if (DownlinkIsWanted(DOWNLINK_MASK(DownlinkFileOpened))) {
+    if (succeeded ? DownlinkIsWanted(DOWNLINK_MASK(DownlinkFileOpened))
+                  : DownlinkIsFailureWanted(DOWNLINK_MASK(DownlinkFileOpened))) {
         DownlinkFillEvent(&event, DownlinkFileOpened, Data);
         if (succeeded) {
             event.Detail = (ULONG)Data->IoStatus.Information;
             DownlinkFlagDirectory(&event, FltObjects);
+            name = DownlinkQueryName(Data);
         } else if (FlagOn(Data->Iopb->Parameters.Create.Options, FILE_DIRECTORY_FILE)) {
             event.Flags |= DOWNLINK_RECORD_DIRECTORY;
         }
-        name = DownlinkQueryName(Data);
-        DownlinkSetEventPath(&event, name);
+        DownlinkSetEventPath(&event, (name != NULL) ? name : requestedName);
         DownlinkPublish(&event);
         DownlinkReleaseName(name);
     }
 
 Exit:
+    DownlinkReleaseName(requestedName);
     return FLT_POSTOP_FINISHED_PROCESSING;
 }
 
@@ -229,7 +235,9 @@ static _Use_decl_annotations_ FLT_POSTOP_CALLBACK_STATUS FLTAPI DownlinkSafePost
     UNREFERENCED_PARAMETER(Flags);
 
     if (!NT_SUCCESS(Data->IoStatus.Status)) {
-        DownlinkPublishWrite(Data, DownlinkFileWritten, 0);
+        if (DownlinkIsFailureWanted(DOWNLINK_MASK(DownlinkFileWritten))) {
+            DownlinkPublishWrite(Data, DownlinkFileWritten, 0);
+        }
         goto Exit;
     }
 
@@ -320,6 +328,16 @@ static _Use_decl_annotations_ FLT_POSTOP_CALLBACK_STATUS FLTAPI DownlinkPostSetI
     return FLT_POSTOP_FINISHED_PROCESSING;
 }
 
+/* Keeps with the stream whether it is a directory. */
+static VOID DownlinkRememberDirectory(_In_ PCFLT_RELATED_OBJECTS FltObjects, _Inout_ PDOWNLINK_STREAM_CONTEXT Context)
+{
+    BOOLEAN isDirectory = FALSE;
+
+    if (NT_SUCCESS(FltIsDirectory(FltObjects->FileObject, FltObjects->Instance, &isDirectory)) && isDirectory) {
+        Context->IsDirectory = 1;
+    }
+}
+
 /* Totals of the handle's writes, told in the cleanup of the handle, before the file may be gone. */
 static VOID DownlinkPublishTotals(_In_ PFLT_CALLBACK_DATA Data, _Inout_ PDOWNLINK_HANDLE_CONTEXT Context)
 {
@@ -334,7 +352,6 @@ static VOID DownlinkPublishTotals(_In_ PFLT_CALLBACK_DATA Data, _Inout_ PDOWNLIN
     }
 }
 
-/* What the cleanup of a handle to a marked stream carries from its first half to its second. */
 static _Use_decl_annotations_ FLT_PREOP_CALLBACK_STATUS FLTAPI DownlinkPreCleanup(PFLT_CALLBACK_DATA Data,
                                                                                   PCFLT_RELATED_OBJECTS FltObjects,
                                                                                   PVOID *CompletionContext)
@@ -359,6 +376,7 @@ static _Use_decl_annotations_ FLT_PREOP_CALLBACK_STATUS FLTAPI DownlinkPreCleanu
         if (streamContext != NULL) {
             /* The name has to be taken now: afterwards there may be no file to ask. */
             *CompletionContext = DownlinkQueryName(Data);
+            DownlinkRememberDirectory(FltObjects, streamContext);
             FltReleaseContext(streamContext);
             callbackStatus = FLT_PREOP_SYNCHRONIZE;
         }
@@ -401,7 +419,9 @@ static _Use_decl_annotations_ FLT_POSTOP_CALLBACK_STATUS FLTAPI DownlinkPostClea
     context = DownlinkReferenceStreamContext(FltObjects, FALSE);
     if ((context != NULL) && (InterlockedExchange(&context->DeleteReported, 1) == 0)) {
         DownlinkFillEvent(&event, DownlinkFileDeleted, Data);
-        DownlinkFlagDirectory(&event, FltObjects);
+        if (context->IsDirectory != 0) {
+            event.Flags |= DOWNLINK_RECORD_DIRECTORY;
+        }
         DownlinkSetEventPath(&event, name);
         DownlinkPublish(&event);
     }

@@ -8,6 +8,11 @@ _Use_decl_annotations_ BOOLEAN DownlinkIsWanted(ULONG Mask)
     return ((ULONG)Downlink.Interest & Mask) != 0;
 }
 
+_Use_decl_annotations_ BOOLEAN DownlinkIsFailureWanted(ULONG Mask)
+{
+    return ((ULONG)Downlink.FailureInterest & Mask) != 0;
+}
+
 /* The volume's own case rules are those of NTFS and FAT as Windows uses them: case-insensitive. */
 static BOOLEAN DownlinkIsBelow(_In_ PCUNICODE_STRING Prefix, _In_ PCUNICODE_STRING Path)
 {
