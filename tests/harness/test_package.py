@@ -105,7 +105,7 @@ def test_a_manifest_says_where_the_package_comes_from(package: Package, result: 
         "configuration": "debug",
         "architecture": "x64",
     }
-    assert raw["driver"] == {"service": "downlink", "instance": "Downlink Instance", "altitude": "370777.7"}
+    assert raw["driver"] == {"service": "Downlink", "instance": "Downlink Instance", "altitude": "370777.7"}
     assert raw["unsigned_sha256"] == result.unsigned_sha256
     assert set(raw["source"]) == {"revision", "dirty"}
 
