@@ -317,6 +317,24 @@ def test_stop_ends_processes_that_wait_and_leaves_no_thread(kernel: KernelDouble
     wait_until("the end of the server's threads", lambda: threading.active_count() <= before)
 
 
+def test_stop_comes_back_although_the_end_of_a_process_hangs(
+    kernel: KernelDouble, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("vm.emulated.usermode.server._STOP_SECONDS", 0.3)
+    release = threading.Event()
+    monkeypatch.setattr(kernel, "end_process", lambda key: release.wait(10))
+    server = UserModeServer(kernel)
+    server.start()
+    binding = EmulatedBinding(server.environment)
+    binding.filters()
+    started = time.monotonic()
+    server.stop()
+    server.stop()
+    assert time.monotonic() - started < 5
+    assert "user-mode end of process" in caplog.text
+    release.set()
+
+
 def test_a_crash_of_the_machine_is_reported_to_every_client_that_waits(
     server: UserModeServer, binding: EmulatedBinding, kernel: KernelDouble
 ) -> None:

@@ -29,7 +29,7 @@ from vm.errors import MachineError
 
 _LOG: Final = logging.getLogger(__name__)
 _HELLO_SECONDS: Final = 10.0
-_STOP_SECONDS: Final = 10.0
+_STOP_SECONDS: Final = 5.0
 _HANGUP_CHECK_SECONDS: Final = 0.2
 
 
@@ -113,6 +113,7 @@ class UserModeServer:
         self._processes: dict[int, ClientProcess] = {}
         self._connections: set[socket.socket] = set()
         self._workers: set[threading.Thread] = set()
+        self._acceptor: threading.Thread | None = None
 
     def __repr__(self) -> str:
         return f"UserModeServer(port={self._listener.getsockname()[1] if self._listener else None})"
@@ -160,21 +161,27 @@ class UserModeServer:
                 causes=(error,),
             ) from error
         self._listener = listener
-        self._spawn(self._accept, "user-mode accept", listener)
+        self._acceptor = self._spawn(self._accept, "user-mode accept", listener)
         self._spawn(self._watch_for_hangups, "user-mode hang-ups")
 
     def stop(self) -> None:
-        """End every process and thread, close all connections and wait for the threads that served them."""
+        """End every process and thread, close all connections and wait for the threads that served them. Idempotent.
+
+        It returns after some seconds also if the kernel does not come back from an end; that is logged.
+        """
         self._stopping.set()
         if self._listener is not None:
             # Closing a listener does not wake its `accept` on every system; a last client does.
             with contextlib.suppress(OSError):
                 socket.create_connection(self._listener.getsockname(), timeout=1).close()
             _close(self._listener)
+            if self._acceptor is not None:
+                self._acceptor.join(_STOP_SECONDS)
         with self._lock:
             processes = list(self._processes.values())
+        # In threads of their own: a driver that hangs in its disconnect callback must not keep the machine from ending.
         for process in processes:
-            self._end_process(process)
+            self._spawn(self._end_process, "user-mode end of process", process)
         with self._lock:
             connections, workers = list(self._connections), list(self._workers)
         for connection in connections:
@@ -197,15 +204,13 @@ class UserModeServer:
                     return
                 _LOG.exception("accepting a client failed")
                 continue
+            if self._stopping.is_set():
+                connection.close()
+                return
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             with self._lock:
                 self._connections.add(connection)
             self._spawn(self._serve, "user-mode client", connection)
-        # A connection accepted while `stop` was running is closed here, not there.
-        with self._lock:
-            connections = list(self._connections)
-        for connection in connections:
-            _shut_down(connection)
 
     def _serve(self, connection: socket.socket) -> None:
         try:
@@ -333,7 +338,7 @@ class UserModeServer:
     def _token_matches(self, presented: Any) -> bool:
         return isinstance(presented, str) and hmac.compare_digest(presented.encode(), self._token.encode())
 
-    def _spawn(self, target: Any, name: str, *arguments: Any) -> None:
+    def _spawn(self, target: Any, name: str, *arguments: Any) -> threading.Thread:
         def run() -> None:
             try:
                 target(*arguments)
@@ -342,9 +347,11 @@ class UserModeServer:
                     self._workers.discard(worker)
 
         worker = threading.Thread(target=run, name=name, daemon=True)
+        # Started under the lock: `stop` joins what is in the set, and only a started thread can be joined.
         with self._lock:
             self._workers.add(worker)
-        worker.start()
+            worker.start()
+        return worker
 
 
 def _hung_up(threads: list[ClientThread]) -> list[ClientThread]:
