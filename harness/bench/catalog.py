@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from harness.bench import Benchmark, Measurement
+from harness.bench import Benchmark, Measurement, emulated
 
 _SECONDS = 120
 
@@ -32,4 +32,8 @@ def _best(command: list[str], times: int = 5) -> float:
     return best
 
 
-BENCHMARKS: tuple[Benchmark, ...] = (Benchmark("wrapper", _wrapper),)
+BENCHMARKS: tuple[Benchmark, ...] = (
+    Benchmark("wrapper", _wrapper),
+    Benchmark("traps", emulated.traps),
+    Benchmark("fresh machine", emulated.fresh_machine),
+)
