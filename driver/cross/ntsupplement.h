@@ -115,4 +115,21 @@ typedef struct _FILE_ID_INFORMATION {
 
 typedef struct _KTRANSACTION KTRANSACTION, *PKTRANSACTION;
 
+/*
+ * ntoskrnl exports these variables as POBJECT_TYPE. The WDK declares each as POBJECT_TYPE * without dllimport and its
+ * import library binds the name to the import slot, so that `*PsThreadType` is the type. mingw-w64 declares them with
+ * dllimport, which adds one more indirection: `*PsThreadType` would read the first bytes of the type object.
+ */
+#define CmKeyObjectType ((POBJECT_TYPE *)&CmKeyObjectType)
+#define ExEventObjectType ((POBJECT_TYPE *)&ExEventObjectType)
+#define ExSemaphoreObjectType ((POBJECT_TYPE *)&ExSemaphoreObjectType)
+#define IoFileObjectType ((POBJECT_TYPE *)&IoFileObjectType)
+#define PsProcessType ((POBJECT_TYPE *)&PsProcessType)
+#define PsThreadType ((POBJECT_TYPE *)&PsThreadType)
+#define SeTokenObjectType ((POBJECT_TYPE *)&SeTokenObjectType)
+#define TmEnlistmentObjectType ((POBJECT_TYPE *)&TmEnlistmentObjectType)
+#define TmResourceManagerObjectType ((POBJECT_TYPE *)&TmResourceManagerObjectType)
+#define TmTransactionManagerObjectType ((POBJECT_TYPE *)&TmTransactionManagerObjectType)
+#define TmTransactionObjectType ((POBJECT_TYPE *)&TmTransactionObjectType)
+
 #endif
