@@ -66,7 +66,6 @@ class GuestFace:
         on_process_started: Callable[[ProcessInformation], None] | None = None,
         on_process_ended: Callable[[ProcessInformation], None] | None = None,
     ) -> None:
-        c_root.mkdir(parents=True, exist_ok=True)
         self._settings = settings
         self._registry = registry
         self._drive = Drive(c_root)
@@ -158,9 +157,10 @@ class GuestFace:
             self._sftp.suspend()
             self._processes.close()
             self._shells.clear()
+            # The new system reads its boot options from the registry.
+            boot.begin(self._registry)
             if self._on_new_boot is not None:
                 self._on_new_boot()
-            boot.begin(self._registry)
             self._processes.open()
             self._winrm.resume()
             self._sftp.resume()

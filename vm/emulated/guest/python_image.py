@@ -159,8 +159,13 @@ def _copy(distribution: metadata.Distribution, packages: Path) -> None:
             f"the package '{distribution.name}' has no list of its files, so it cannot go into the guest"
         )
     for file in files:
-        # Scripts lie above site-packages, byte code is compiled for the guest's paths.
-        if ".." in file.parts or "__pycache__" in file.parts or file.is_absolute():
+        # Scripts lie above site-packages, byte code is made below, direct_url.json may name a directory of the host.
+        if (
+            ".." in file.parts
+            or "__pycache__" in file.parts
+            or file.is_absolute()
+            or file.name == "direct_url.json"
+        ):
             continue
         target = packages / file
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -180,7 +185,7 @@ def _base_executable() -> str:
 def _link(source: str, target: str) -> str:
     """A hard link where the file system has them and both lie on one, else a copy."""
     try:
-        os.link(source, target, follow_symlinks=False)
+        os.link(source, target)
     except OSError:
-        shutil.copy2(source, target, follow_symlinks=False)
+        shutil.copy2(source, target)
     return target

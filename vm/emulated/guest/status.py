@@ -5,6 +5,7 @@ Mapping: facts H1 and the tables of filter-ports.md section 9; texts: winerror.h
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Mapping
 
 STATUS_SUCCESS = 0
@@ -14,7 +15,6 @@ _STATUS_FLT_BUFFER_TOO_SMALL = 0x801C0001
 _E_FAIL = 0x80004005
 _ERROR_MR_MID_NOT_FOUND = 317
 
-ERROR_INVALID_FUNCTION = 1
 ERROR_GEN_FAILURE = 31
 
 _WIN32_OF_STATUS: Mapping[int, int] = {
@@ -70,6 +70,22 @@ _WIN32_OF_STATUS: Mapping[int, int] = {
 }
 """RtlNtStatusToDosError where the tools can meet it; anything else reads ERROR_MR_MID_NOT_FOUND."""
 
+_WIN32_OF_ERRNO: Mapping[int, int] = {
+    errno.ENOENT: 2,
+    errno.ENOTDIR: 3,
+    errno.EACCES: 5,
+    errno.EPERM: 5,
+    errno.EISDIR: 5,
+    errno.EROFS: 19,
+    errno.EBUSY: 32,
+    errno.EEXIST: 183,
+    errno.ENOSPC: 112,
+    errno.ENOTEMPTY: 145,
+    errno.EXDEV: 17,
+    errno.EINVAL: 87,
+    errno.ENAMETOOLONG: 206,
+}
+
 _MESSAGES: Mapping[int, str] = {
     0: "The operation completed successfully.",
     1: "Incorrect function.",
@@ -80,6 +96,9 @@ _MESSAGES: Mapping[int, str] = {
     8: "Not enough memory resources are available to process this command.",
     13: "The data is invalid.",
     15: "The system cannot find the drive specified.",
+    17: "The system cannot move the file to a different disk drive.",
+    19: "The media is write protected.",
+    32: "The process cannot access the file because it is being used by another process.",
     31: "A device attached to the system is not functioning.",
     50: "The request is not supported.",
     80: "The file exists.",
@@ -95,6 +114,7 @@ _MESSAGES: Mapping[int, str] = {
     182: "The operating system cannot run %1.",
     183: "Cannot create a file when that file already exists.",
     193: "%1 is not a valid Win32 application.",
+    206: "The filename or extension is too long.",
     234: "More data is available.",
     258: "The wait operation timed out.",
     259: "No more data is available.",
@@ -200,6 +220,11 @@ def hresult_of_ntstatus(status: int) -> int:
 def hresult_of_win32(code: int) -> int:
     """HRESULT_FROM_WIN32."""
     return 0 if code == 0 else code if code & 0x80000000 else 0x80070000 | (code & 0xFFFF)
+
+
+def win32_of_errno(number: int | None) -> int:
+    """The Win32 code for an error of the host's file system; ERROR_GEN_FAILURE for what has no counterpart."""
+    return _WIN32_OF_ERRNO.get(number or 0, ERROR_GEN_FAILURE)
 
 
 def message_of_win32(code: int) -> str:

@@ -29,7 +29,7 @@ from vm.emulated.guest.commands.parsing import (
 )
 from vm.emulated.guest.commands.session import Command, ExitError, Invocation, Session
 from vm.emulated.guest.drive import WindowsPathError, break_hard_link
-from vm.emulated.guest.status import message_of_win32
+from vm.emulated.guest.status import message_of_win32, win32_of_errno
 from vm.emulated.guest.streams import CommandTerminatedError, FileSink, FileSource, Pipe, Sink, Source
 
 log = logging.getLogger(__name__)
@@ -248,6 +248,9 @@ def _guarded(command: Command, call: Invocation) -> int:
         raise
     except WindowsPathError as error:
         call.err(message_of_win32(error.code))
+        return 1
+    except OSError as error:
+        call.err(message_of_win32(win32_of_errno(error.errno)))
         return 1
     except MachineStoppedError:
         call.err(message_of_win32(_ERROR_SHUTDOWN_IN_PROGRESS))

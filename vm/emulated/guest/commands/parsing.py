@@ -46,7 +46,7 @@ class Redirection:
 
 @dataclass(frozen=True, slots=True)
 class Simple:
-    """One command: its text with quotes, without carets and redirections."""
+    """One command: its text with quotes and trailing blanks (`echo` shows them), without carets and redirections."""
 
     text: str
     redirections: tuple[Redirection, ...] = ()
@@ -95,25 +95,37 @@ Node = Simple | Group | Pipeline | Chain | If
 def expand(line: str, variable: Callable[[str], str | None]) -> str:
     """Replace %NAME%, %NAME:~start,length% and %NAME:old=new%; `variable` answers None for undefined names."""
 
-    def replace(match: re.Match[str]) -> str:
-        value = variable(match[1])
-        if value is None:
-            return match[0]
-        if match[2] is not None:
-            start = int(match[2] or 0)
-            text = value[start:] if start >= -len(value) else value
-            if match[3] is None:
-                return text
-            return text[: int(match[3])]
-        if match[4] is not None:
-            old, new = match[4], match[5]
-            if old.startswith("*"):
-                position = value.casefold().find(old[1:].casefold())
-                return value if position < 0 else new + value[position + len(old) - 1 :]
-            return re.sub(re.escape(old), lambda _: new, value, flags=re.IGNORECASE)
-        return value
+    parts: list[str] = []
+    position = 0
+    while True:
+        start = line.find("%", position)
+        if start < 0:
+            return "".join([*parts, line[position:]])
+        parts.append(line[position:start])
+        match = _VARIABLE.match(line, start)
+        value = variable(match[1]) if match else None
+        if match is None or value is None:
+            # The sign stays, and the next one may begin a variable again.
+            parts.append("%")
+            position = start + 1
+            continue
+        parts.append(_modified(value, match))
+        position = match.end()
 
-    return _VARIABLE.sub(replace, line)
+
+def _modified(value: str, match: re.Match[str]) -> str:
+    """The part or the replacement that %NAME:…% asks for."""
+    if match[2] is not None:
+        start = int(match[2] or 0)
+        text = value[start:] if start >= -len(value) else value
+        return text if match[3] is None else text[: int(match[3])]
+    if match[4] is None:
+        return value
+    old, new = match[4], match[5]
+    if not old.startswith("*"):
+        return re.sub(re.escape(old), lambda _: new, value, flags=re.IGNORECASE)
+    position = value.casefold().find(old[1:].casefold())
+    return value if position < 0 else new + value[position + len(old) - 1 :]
 
 
 def parse(line: str) -> Node | None:
@@ -122,7 +134,7 @@ def parse(line: str) -> Node | None:
     Raises:
         CommandSyntaxError: an operator without its command, an open parenthesis, a redirection to nothing.
     """
-    return _Parser(line.replace("\r", " ").replace("\n", " & ").rstrip(" &")).parse()
+    return _Parser(line.strip().replace("\r", " ").replace("\n", " & ")).parse()
 
 
 def split_arguments(text: str) -> list[str]:
@@ -286,7 +298,7 @@ class _Parser:
                 continue
             text.append(character)
             self._position += 1
-        command = "".join(text).strip()
+        command = "".join(text).lstrip()
         if not command and not redirections:
             raise _unexpected(self._line[self._position : self._position + 1])
         return Simple(command, tuple(redirections))

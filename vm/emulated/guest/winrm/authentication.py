@@ -13,6 +13,7 @@ import hmac
 import logging
 import os
 import ssl
+import struct
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -29,6 +30,10 @@ log = logging.getLogger(__name__)
 
 VARIABLE = "NTLM_USER_FILE"
 _FILE = "ntlm-accounts"
+
+
+_UNREADABLE = (SpnegoError, ValueError, LookupError, TypeError, struct.error)
+"""What pyspnego raises for a token that is wrong, or that is no token at all."""
 
 
 class Decision(Enum):
@@ -56,6 +61,7 @@ class Accounts:
         self._file = settings.state_directory / _FILE
         self._settings = settings
         self._before: str | None = None
+        self._installed = False
 
     def install(self) -> None:
         """Write the file (0600) and point pyspnego to it.
@@ -73,13 +79,17 @@ class Accounts:
         lines = [f"{domain}:{name}:{password}\n" for domain in ("", self._settings.computer_name)]
         self._file.parent.mkdir(parents=True, exist_ok=True)
         self._file.unlink(missing_ok=True)
+        self._installed = True
         with open(self._file, "x", encoding="utf-8", opener=_owner_only) as file:
             file.writelines(lines)
         self._before = os.environ.get(VARIABLE)
         os.environ[VARIABLE] = str(self._file)
 
     def remove(self) -> None:
-        """Delete the file and restore the variable."""
+        """Delete the file and restore the variable, if they were there."""
+        if not self._installed:
+            return
+        self._installed = False
         if os.environ.get(VARIABLE) == str(self._file):
             if self._before is None:
                 del os.environ[VARIABLE]
@@ -132,7 +142,7 @@ class ConnectionAuthentication:
             self._context = self._new_context(token)
         try:
             answer = self._context.step(token)
-        except (SpnegoError, ValueError) as error:
+        except _UNREADABLE as error:
             log.info("a logon was refused: %s", type(error).__name__)
             return self._refuse()
         text = f"{scheme} {base64.b64encode(answer).decode('ascii')}" if answer else None
