@@ -27,6 +27,7 @@ from vm.emulated.kernel.kernel import Kernel
 from vm.emulated.kernel.objects import StatusError
 from vm.emulated.kernel.status import (
     STATUS_FLT_DELETING_OBJECT,
+    STATUS_INSUFFICIENT_RESOURCES,
     STATUS_INVALID_PARAMETER,
     STATUS_PORT_DISCONNECTED,
     STATUS_SUCCESS,
@@ -50,6 +51,8 @@ def FltBuildDefaultSecurityDescriptor(
     """Facts P20 to P22: SYSTEM and Administrators; paged pool; freed by FltFreeSecurityDescriptor."""
     data = security.encode(security.default_descriptor(DesiredAccess))
     owner, site = k.caller()
+    if k.pool.refuse is not None and k.pool.refuse(len(data), SECURITY_DESCRIPTOR_TAG, owner):
+        return STATUS_INSUFFICIENT_RESOURCES
     block = k.pool.allocate(len(data), SECURITY_DESCRIPTOR_TAG, owner=owner, site=site, paged=True)
     k.memory.write(block, data)
     k.memory.put64(SecurityDescriptor, block)
@@ -104,6 +107,8 @@ def _create(
         raise StatusError(STATUS_INVALID_PARAMETER)
     if owner.draining:
         raise StatusError(STATUS_FLT_DELETING_OBJECT)
+    if ports_model.refused(k, 0x100, owner):
+        raise StatusError(STATUS_INSUFFICIENT_RESOURCES)
     name_address = memory.u64(attributes + OA_NAME)
     name = memory.unicode_string(name_address) if name_address else ""
     descriptor_address = memory.u64(attributes + OA_SECURITY)
@@ -131,6 +136,7 @@ def FltCloseCommunicationPort(k: Kernel, ServerPort: PFLT_PORT) -> VOID:
     port: ports_model.ServerPort = item.body
     port.closed = True
     port.filter.server_ports.remove(port)
+    k.objects.remove_name(item)
     manager_of(k).release_rundown(
         port.filter, f"the server port '{port.name}', which FltCloseCommunicationPort never closed"
     )
@@ -144,21 +150,14 @@ def FltCloseClientPort(k: Kernel, Filter: PFLT_FILTER, ClientPort: PVOID) -> VOI
     address = k.memory.u64(ClientPort)
     if not address:
         return
-    _check_shared(k, ClientPort, "FltCloseClientPort")
     connection = _connection(k, address, "FltCloseClientPort")
+    _check_shared(k, connection, ClientPort, "FltCloseClientPort")
     if connection.kernel_closed:
         raise Bugcheck(
             bc.DRIVER_VERIFIER_DETECTED_VIOLATION,
             0x2_0051,
             address,
             rule=f"FltCloseClientPort was called twice for connection {connection.number}",
-        )
-    if not connection.accepted and k.services.get("connecting") is connection:
-        k.violate(
-            "client-port-closed-in-connect",
-            "FltCloseClientPort was called inside the connect callback; a refused connection is disposed of by the Filter "
-            "Manager (fact C7)",
-            connection.filter.driver.name,
         )
     k.memory.put64(ClientPort, 0)
     manager_of(k).ports.close_kernel_end(connection)
@@ -188,8 +187,8 @@ def FltSendMessage(
     address = memory.u64(ClientPort)
     if not address:
         return STATUS_PORT_DISCONNECTED
-    _check_shared(k, ClientPort, "FltSendMessage")
     connection = _connection(k, address, "FltSendMessage")
+    _check_shared(k, connection, ClientPort, "FltSendMessage")
     if SenderBufferLength + MESSAGE_HEADER > 0xFFFF_FFFF or not SenderBuffer:
         return STATUS_INVALID_PARAMETER
     timeout = None
@@ -218,13 +217,20 @@ def _connection(k: Kernel, address: int, what: str) -> Connection:
     return connection
 
 
-def _check_shared(k: Kernel, variable: int, what: str) -> None:
-    """Fact X1: both functions need the address of one shared variable; a copy on the stack defeats their locking."""
+def _check_shared(k: Kernel, connection: Connection, variable: int, what: str) -> None:
+    """Fact X1: both functions need the address of one shared variable; a copy defeats their locking."""
     thread = k.current
     if thread.stack_limit <= variable < thread.stack_base:
-        owner, _ = k.caller()
-        k.violate(
-            "client-port-copy",
-            f"{what} was given the address of a copy of the client port on the stack; it must be the shared variable (fact X1)",
-            owner,
+        message = (
+            f"{what} was given the address of a copy of the client port on the stack; it must be the shared variable "
+            "(fact X1)"
         )
+    elif connection.variable and connection.variable != variable:
+        message = (
+            f"{what} was given the client port of connection {connection.number} in a variable at {variable:#x}, but it was "
+            f"used through the one at {connection.variable:#x} before; it must always be the same variable (fact X1)"
+        )
+    else:
+        connection.variable = variable
+        return
+    k.violate("client-port-copy", message, connection.filter.driver.name)

@@ -19,6 +19,7 @@ from vm.emulated.kernel.objects import HandleEntry, KObject, StatusError
 from vm.emulated.kernel.status import (
     STATUS_ACCESS_DENIED,
     STATUS_BUFFER_TOO_SMALL,
+    STATUS_CANCELLED,
     STATUS_CONNECTION_COUNT_LIMIT,
     STATUS_FLT_BUFFER_TOO_SMALL,
     STATUS_FLT_DELETING_OBJECT,
@@ -34,6 +35,7 @@ from vm.emulated.kernel.status import (
     STATUS_SUCCESS,
     STATUS_TIMEOUT,
     nt_success,
+    status_name,
 )
 from vm.emulated.kernel.threads import TERMINATING, TIMED_OUT, Block, Call, KThread, Model
 
@@ -72,6 +74,8 @@ def connect_port(
         return STATUS_INVALID_PARAMETER, {}
     if context_size > MAXIMUM_CONTEXT:
         return STATUS_INTEGER_OVERFLOW, {}
+    if context is not None and len(context) < context_size:
+        return STATUS_INVALID_PARAMETER, {}
     manager = manager_of(k)
     try:
         item = k.objects.lookup(name, case_sensitive=manager.ports.policy.case_sensitive_names)
@@ -82,18 +86,38 @@ def connect_port(
     port: ServerPort = item.body
     if not port.security.granted(k.token_of(thread), FLT_PORT_ALL_ACCESS):
         return STATUS_ACCESS_DENIED, {}
-    if port.closed or port.filter.draining:
+    if port.closed:
         return STATUS_FLT_DELETING_OBJECT, {}
+    what = f"a connect to '{port.name}' in progress"
+    try:
+        manager.acquire_rundown(port.filter, what)
+    except StatusError as error:
+        return error.status, {}
+    result = yield from _connect(k, thread, port, (context or b"")[:context_size], synchronous)
+    manager.release_rundown(port.filter, what)
+    return result
+
+
+def _connect(k: Kernel, thread: KThread, port: ServerPort, context: bytes, synchronous: bool) -> Model:
+    """The attempt counts before the limit is tested, so of two at the last slot one wins (C12)."""
+    ports = manager_of(k).ports
     port.connections += 1
     if port.connections > port.maximum_connections:
         port.connections -= 1
         return STATUS_CONNECTION_COUNT_LIMIT, {}
-    connection = manager.ports.new_connection(port, thread.process)
-    status = yield from _ask_driver(k, thread, port, connection, context or b"")
+    connection = ports.new_connection(port, thread.process)
+    status = yield from _ask_driver(k, thread, port, connection, context)
     if not nt_success(status):
-        manager.ports.disconnect(connection, STATUS_PORT_DISCONNECTED)
-        manager.ports.release_slot(connection)
-        manager.ports.forget(connection)
+        if connection.kernel_closed:
+            k.violate(
+                "client-port-closed-in-connect",
+                f"ConnectNotify of '{port.name}' refused the connection with {status_name(status)} and has closed its client "
+                "port; a refused connection is disposed of by the Filter Manager (fact C7)",
+                connection.filter.driver.name,
+            )
+        ports.disconnect(connection, STATUS_PORT_DISCONNECTED)
+        ports.release_slot(connection)
+        ports.forget(connection)
         return status, {}
     connection.accepted = True
     return STATUS_SUCCESS, {"handle": _open_user_end(k, thread, connection, synchronous)}
@@ -108,13 +132,11 @@ def _ask_driver(
         k.memory.write(block, context)
     slot = k.pool.allocate(8, "FMck", owner="fltmgr")
     thread.critical_region += 1
-    k.services["connecting"] = connection
     status: int = yield Call(
         port.connect_notify,
         (connection.object.address, port.cookie, block, len(context), slot),
         "ConnectNotify",
     )
-    k.services["connecting"] = None
     thread.critical_region -= 1
     connection.cookie = k.memory.u64(slot)
     k.pool.free(slot)
@@ -196,7 +218,7 @@ def _wait_for(k: Kernel, thread: KThread, request: ReadRequest, timeout: int | N
 
 def cancel(k: Kernel, thread: KThread, *, handle: int, operation: int | None = None) -> Model:
     """CancelIoEx: one request, or all of the calling process on that handle."""
-    file = _file(k, thread, handle, disconnected_is_fine=True)
+    file = _file(k, thread, handle)
     if isinstance(file, int):
         return file, {}
     manager = manager_of(k)
@@ -221,7 +243,7 @@ def reply_message(k: Kernel, thread: KThread, *, handle: int, data: bytes, size:
 
 
 def _reply(k: Kernel, file: PortFile, data: bytes, size: int) -> Model:
-    if size < MESSAGE_HEADER or len(data) < MESSAGE_HEADER:
+    if size < MESSAGE_HEADER or len(data) < size:
         return STATUS_INVALID_PARAMETER, {}
     if file.connection.disconnected:
         return STATUS_PORT_DISCONNECTED, {}
@@ -257,7 +279,7 @@ def _send(
     connection = file.connection
     if connection.disconnected:
         return STATUS_PORT_DISCONNECTED, {}
-    if not data or not size:
+    if not data or not size or len(data) < size:
         return STATUS_INVALID_PARAMETER, {}
     callback = connection.server.message_notify
     if not callback:
@@ -306,7 +328,7 @@ def _take_back(k: Kernel, address: int, size: int) -> None:
     k.memory.unmap(base, pages(max(1, address - base + size)) * PAGE_SIZE)
 
 
-def _file(k: Kernel, thread: KThread, handle: int, *, disconnected_is_fine: bool = False) -> PortFile | int:
+def _file(k: Kernel, thread: KThread, handle: int) -> PortFile | int:
     """The port file of a handle, or the status that the caller returns."""
     try:
         entry = thread.process.handles.get(handle)
@@ -320,20 +342,22 @@ def _file(k: Kernel, thread: KThread, handle: int, *, disconnected_is_fine: bool
 
 def _locked(k: Kernel, thread: KThread, file: PortFile, work: Model) -> Model:
     """Run a request under the lock of a synchronous file object: one at a time, in order (G12)."""
-    while file.busy is not None:
+    if file.busy is None:
+        file.busy = thread
+    else:
         file.queue.append(thread)
-
-        def forget() -> None:
-            file.queue.remove(thread)
-
-        outcome = yield Block("the lock of a synchronous port handle", killable=True, on_cancel=forget)
+        outcome = yield Block(
+            "the lock of a synchronous port handle",
+            killable=True,
+            on_cancel=lambda: file.queue.remove(thread),
+        )
         if outcome is TERMINATING:
             work.close()
-            return STATUS_PORT_DISCONNECTED, {}
-    file.busy = thread
+            return STATUS_CANCELLED, {}
     try:
         return (yield from work)
     finally:
-        file.busy = None
-        if file.queue:
-            k.scheduler.wake(file.queue.popleft(), None)
+        # Handed over, not just free: a newcomer must not overtake the queue.
+        file.busy = file.queue.popleft() if file.queue else None
+        if file.busy is not None:
+            k.scheduler.wake(file.busy, None)

@@ -21,6 +21,7 @@ from vm.emulated.kernel.status import (
     STATUS_BUFFER_OVERFLOW,
     STATUS_BUFFER_TOO_SMALL,
     STATUS_CANCELLED,
+    STATUS_INSUFFICIENT_RESOURCES,
     STATUS_PENDING,
     STATUS_PORT_DISCONNECTED,
     STATUS_SUCCESS,
@@ -46,7 +47,8 @@ class PortPolicy:
     purge_status: int = STATUS_PORT_DISCONNECTED
     """G17: completion of requests still pending when the user closes its last handle (or STATUS_CANCELLED)."""
     wake_senders_before_notify: bool = True
-    """D5: blocked senders return before DisconnectNotify runs, or may return after it."""
+    """D5: DisconnectNotify runs when every FltSendMessage on the connection has returned; else they are only made ready
+    before it, and the schedule decides who runs first."""
     case_sensitive_names: bool = False
     """G4: whether the name given at connect must match in case."""
 
@@ -115,9 +117,15 @@ class Connection:
     """No more messages in either direction."""
     kernel_closed: bool = False
     """The driver has called FltCloseClientPort."""
+    variable: int = 0
+    """Address of the driver's variable that the port was first used through (X1)."""
     user_closed: bool = False
     notified: bool = False
-    """DisconnectNotify has been called."""
+    """A thread has begun to end the connection: it will call, calls, or has called DisconnectNotify."""
+    ended: bool = False
+    """DisconnectNotify, if it was due, has returned."""
+    ending: list[KThread] = field(default_factory=list)
+    """Threads that wait until `ended`."""
     released: bool = False
     """The slot of the server port is free again (C9)."""
     readers: deque[ReadRequest] = field(default_factory=deque)
@@ -128,6 +136,10 @@ class Connection:
     """MessageNotify calls in progress (M3)."""
     draining: list[KThread] = field(default_factory=list)
     """Threads that wait until `notifying` is zero."""
+    sending: int = 0
+    """FltSendMessage calls in progress."""
+    leaving: list[KThread] = field(default_factory=list)
+    """Threads that wait until `sending` is zero."""
     messages: int = 0
     """Messages delivered."""
 
@@ -172,14 +184,11 @@ class Ports:
     # Messages from kernel to user
 
     def new_read(self, connection: Connection, process: KProcess, thread: KThread, size: int) -> ReadRequest:
-        """Queue a request of the user, and give it to the first waiting sender if there is one (S18, G14)."""
+        """Queue a request of the user and wake the sender that has waited longest, if there is one (S6, S9, G14)."""
         request = ReadRequest(connection, process, size, next(self._requests), thread.address)
         connection.readers.append(request)
         if connection.senders:
-            sender = connection.senders[0]
-            if self._deliver(connection, sender):
-                connection.senders.popleft()
-                self.kernel.scheduler.wake(sender.thread, STATUS_SUCCESS)
+            self.kernel.scheduler.wake(connection.senders.popleft().thread, STATUS_SUCCESS)
         return request
 
     def complete(self, request: ReadRequest, status: int, information: int = 0, data: bytes = b"") -> None:
@@ -205,48 +214,61 @@ class Ports:
         Args:
             timeout: 100 ns units for delivery and reply together (S3); None for ever, 0 polls (S2).
         """
+        connection.sending += 1
+        try:
+            return (yield from self._send(thread, connection, wait, timeout))
+        finally:
+            connection.sending -= 1
+            if not connection.sending:
+                self._wake_all(connection.leaving)
+
+    def _send(self, thread: KThread, connection: Connection, wait: SendWait, timeout: int | None) -> Model:
         clock = self.kernel.clock
         expiry = None if timeout is None else clock.interrupt_time + timeout
-        if connection.disconnected:
-            return STATUS_PORT_DISCONNECTED
-        if wait.reply_capacity is not None:
-            wait.message_id = next(connection.message_ids)
-        delivered = not connection.senders and self._deliver(connection, wait)
-        if not delivered:
-            if timeout == 0:
+
+        def left() -> int | None:
+            return None if expiry is None else max(0, expiry - clock.interrupt_time)
+
+        while True:
+            # The disconnect event comes before the readers in the wait set (S9).
+            if connection.disconnected:
+                return STATUS_PORT_DISCONNECTED
+            status = self._deliver(connection, wait)
+            if status is not None:
+                break
+            if left() == 0:
                 return STATUS_TIMEOUT
             self._check_io_path(thread, "FltSendMessage waits for a reader")
             connection.senders.append(wait)
             outcome = yield Block(
                 f"FltSendMessage on {connection!r} (no reader)",
-                timeout=timeout,
+                timeout=left(),
                 killable=True,
                 on_cancel=lambda: connection.senders.remove(wait),
             )
             status = _end_of_wait(outcome)
             if status is not None:
                 return status
-        if wait.reply_capacity is None:
-            return STATUS_SUCCESS
-        if wait.reply is None:
-            left = None if expiry is None else max(0, expiry - clock.interrupt_time)
-            if left == 0:
-                connection.repliers.pop(wait.message_id, None)
-                return STATUS_TIMEOUT
-            self._check_io_path(thread, "FltSendMessage waits for a reply")
-            outcome = yield Block(
-                f"FltSendMessage on {connection!r} (reply to message {wait.message_id})",
-                timeout=left,
-                killable=True,
-                on_cancel=lambda: _forget(connection.repliers, wait.message_id),
-            )
-            status = _end_of_wait(outcome)
-            if status is not None:
-                return status
-        return wait.reply_status
+        if status != STATUS_SUCCESS or wait.reply_capacity is None:
+            return status
+        if left() == 0:
+            connection.repliers.pop(wait.message_id, None)
+            return STATUS_TIMEOUT
+        self._check_io_path(thread, "FltSendMessage waits for a reply")
+        outcome = yield Block(
+            f"FltSendMessage on {connection!r} (reply to message {wait.message_id})",
+            timeout=left(),
+            killable=True,
+            on_cancel=lambda: _forget(connection.repliers, wait.message_id),
+        )
+        status = _end_of_wait(outcome)
+        return wait.reply_status if status is None else status
 
-    def _deliver(self, connection: Connection, wait: SendWait) -> bool:
-        """Fill the first pending request that is large enough; complete one that is too small if there is none."""
+    def _deliver(self, connection: Connection, wait: SendWait) -> int | None:
+        """Fill the first pending request that is large enough (S18); None if the message has to wait.
+
+        If there are requests but none is large enough, one of them is completed with the size it should have had.
+        """
         needed = wait.length + MESSAGE_HEADER
         for request in connection.readers:
             if request.size >= needed:
@@ -254,7 +276,9 @@ class Ports:
         else:
             if connection.readers:
                 self.complete(connection.readers.popleft(), STATUS_BUFFER_TOO_SMALL, needed)
-            return False
+            return None
+        if refused(self.kernel, needed, connection.filter):
+            return STATUS_INSUFFICIENT_RESOURCES  # the request stays where it was (S19)
         try:
             payload = self.kernel.memory.read(wait.buffer, wait.length)
         except MemoryFaultError as fault:
@@ -263,14 +287,16 @@ class Ports:
                 0, fault.address, fault.access, "the delivery of a waiting FltSendMessage"
             )
             raise
-        expected = 0 if wait.reply_capacity is None else wait.reply_capacity + MESSAGE_HEADER
-        header = struct.pack("<IIQ", expected, 0, wait.message_id)
+        expected = 0
         if wait.reply_capacity is not None:
+            expected = wait.reply_capacity + MESSAGE_HEADER
+            wait.message_id = next(connection.message_ids)
             connection.repliers[wait.message_id] = wait
+        header = struct.pack("<IIQ", expected & 0xFFFF_FFFF, 0, wait.message_id)
         connection.readers.remove(request)
         connection.messages += 1
         self.complete(request, STATUS_SUCCESS, needed, header + payload)
-        return True
+        return STATUS_SUCCESS
 
     def reply(self, connection: Connection, message_id: int, status: int, payload: bytes) -> int | None:
         """A reply of the user; returns its NTSTATUS, or None if nobody waits for that id (R2)."""
@@ -327,26 +353,43 @@ class Ports:
             self.forget(connection)
 
     def notify(self, connection: Connection) -> Model:
-        """Wait until running MessageNotify calls have drained, then DisconnectNotify, exactly once (D3, D4)."""
-        if connection.notified or not connection.accepted:
+        """Wait until running MessageNotify calls have drained, then DisconnectNotify, exactly once (D3, D4, D5).
+
+        Whoever comes second waits until the first is through: the image must not go before (D10).
+        """
+        if not connection.accepted:
+            return
+        thread = self.kernel.current
+        if connection.notified:
+            while not connection.ended:
+                connection.ending.append(thread)
+                yield Block(f"the end of {connection!r} (DisconnectNotify still runs)")
             return
         connection.notified = True
-        thread = self.kernel.current
         while connection.notifying:
             connection.draining.append(thread)
             yield Block(f"the end of {connection!r} (MessageNotify still runs)")
-        if connection.kernel_closed and not self.policy.notify_after_kernel_close:
-            return
-        if not connection.filter.driver.unloaded:
+        if self.policy.wake_senders_before_notify:
+            while connection.sending:
+                connection.leaving.append(thread)
+                yield Block(f"the end of {connection!r} (FltSendMessage still runs)")
+        elif connection.sending:
+            yield Block("a turn of the schedule", timeout=0)
+        if not connection.kernel_closed or self.policy.notify_after_kernel_close:
             yield Call(connection.server.disconnect_notify, (connection.cookie,), "DisconnectNotify")
+        connection.ended = True
+        self._wake_all(connection.ending)
 
     def message_done(self, connection: Connection) -> None:
         """A MessageNotify call has returned."""
         connection.notifying -= 1
         if not connection.notifying:
-            for thread in connection.draining:
-                self.kernel.scheduler.wake(thread, None)
-            connection.draining.clear()
+            self._wake_all(connection.draining)
+
+    def _wake_all(self, threads: list[KThread]) -> None:
+        for thread in threads:
+            self.kernel.scheduler.wake(thread, None)
+        threads.clear()
 
     def terminate_all(self, owner: Filter) -> Model:
         """FltUnregisterFilter ends what is left, in the unloading thread (D9, D10, X7)."""
@@ -365,6 +408,12 @@ class Ports:
             self.forget(connection)
 
 
+def refused(kernel: Kernel, size: int, owner: Filter) -> bool:
+    """Fault injection: whether the Filter Manager fails to allocate `size` bytes on behalf of a filter (P8, S4, S19)."""
+    refuse = kernel.pool.refuse
+    return refuse is not None and refuse(size, "FMgr", owner.driver.name)
+
+
 def _forget(repliers: dict[int, SendWait], message_id: int) -> None:
     repliers.pop(message_id, None)
 
@@ -374,6 +423,4 @@ def _end_of_wait(outcome: object) -> int | None:
         return STATUS_TIMEOUT
     if outcome is TERMINATING:
         return STATUS_THREAD_IS_TERMINATING
-    if outcome == STATUS_PORT_DISCONNECTED:
-        return STATUS_PORT_DISCONNECTED
-    return None
+    return STATUS_PORT_DISCONNECTED if outcome == STATUS_PORT_DISCONNECTED else None
