@@ -27,9 +27,11 @@ from vm.emulated.kernel.status import (
     STATUS_BUFFER_TOO_SMALL,
     STATUS_FLT_DELETING_OBJECT,
     STATUS_FLT_FILTER_NOT_FOUND,
+    STATUS_FLT_INSTANCE_ALTITUDE_COLLISION,
     STATUS_FLT_INSTANCE_NOT_FOUND,
     STATUS_FLT_VOLUME_NOT_FOUND,
     STATUS_INVALID_PARAMETER,
+    STATUS_OBJECT_NAME_COLLISION,
     STATUS_SUCCESS,
 )
 from vm.emulated.kernel.threads import APC_LEVEL, DISPATCH_LEVEL, PASSIVE_LEVEL, Model
@@ -251,6 +253,8 @@ def _attach(k: Kernel, owner: int, volume: int, name: int, altitude: str | None,
     wanted = k.memory.unicode_string(name) if name else None
     found = manager_of(k).filter_at(owner)
     status, attached = yield from instances.attach_by_name(k, found, target, wanted, altitude)
+    if status == STATUS_FLT_INSTANCE_ALTITUDE_COLLISION and altitude is None:
+        return STATUS_OBJECT_NAME_COLLISION  # fact L8: the two functions differ in this
     if attached is not None and out:
         instance = next(i for i in target.instances if i.filter is found and i.name == attached)
         _referenced(k, instance.address, out)

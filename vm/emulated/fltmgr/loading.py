@@ -126,6 +126,7 @@ def unload_filter(k: Kernel, service: str, *, mandatory: bool) -> Model:
                 rule=f"FilterUnloadCallback refused with {status_name(status)} after it had called FltUnregisterFilter",
             )
         owner.unloading = False
+        del reasons[owner.name.lower()]
         return STATUS_FLT_DO_NOT_DETACH
     yield from _release(k, driver, after="FilterUnloadCallback")
     return STATUS_SUCCESS

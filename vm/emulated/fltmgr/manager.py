@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from vm.emulated.fltmgr.model import FILTER_TYPE, Filter, Registration, Volume
+from vm.emulated.fltmgr.model import FILTER_TYPE, Filter, Instance, Registration, Volume
 from vm.emulated.fltmgr.ports import PortPolicy, Ports, ReadRequest
 from vm.emulated.kernel import bugcheck as bc
 from vm.emulated.kernel.bugcheck import Bugcheck
 from vm.emulated.kernel.objects import StatusError
 from vm.emulated.kernel.status import STATUS_FLT_DELETING_OBJECT, STATUS_OBJECT_NAME_NOT_FOUND
-from vm.emulated.kernel.threads import Block, Model
+from vm.emulated.kernel.threads import TIMED_OUT, Block, KThread, Model
 
 if TYPE_CHECKING:
     from vm.emulated.kernel.kernel import Kernel
     from vm.emulated.kernel.loader import LoadedDriver
 
 SERVICES = r"HKLM\SYSTEM\CurrentControlSet\Services"
+UNLOAD_PATIENCE = 50_000_000
+"""Units of 100 ns that an unload may wait for something a driver can still let go of; then it counts as hung (5 s)."""
 _SERVICE = "fltmgr"
 
 
@@ -30,7 +32,10 @@ class FilterManager:
         self.ports = Ports(kernel, policy)
         self.operations: dict[int, ReadRequest] = {}
         """Overlapped requests of users that nobody has collected yet, by operation number."""
-        self.last_unload: dict[str, str] = {}
+        self.attaching: list[Instance] = []
+        """Instances whose InstanceSetup has not returned: name and altitude are taken already."""
+        self.tearing: dict[int, list[KThread]] = {}
+        """Instances being torn down, by address, and the threads that wait for the end of it."""
         kernel.services[_SERVICE] = self
 
     def find(self, name: str) -> Filter | None:
@@ -107,22 +112,38 @@ class FilterManager:
             owner.drained.clear()
 
     def wait_for_rundown(self, owner: Filter) -> Model:
-        """Block until nobody holds a reference; says at once what it waits for."""
+        """Block until nobody holds a reference. An open server port is said at once (X5), the rest when it lasts."""
+        if owner.server_ports:
+            self._unload_blocked(owner)
+        complained = bool(owner.server_ports)
+        thread = self.kernel.current
         while owner.rundown:
-            held = sorted(set(owner.rundown_owners))
-            self.kernel.violate(
-                "unload-blocked",
-                f"FltUnregisterFilter waits for {len(held)} reference(s) on the filter '{owner.name}': "
-                + "; ".join(held),
-                owner.driver.name,
+            owner.drained.append(thread)
+            outcome = yield Block(
+                f"FltUnregisterFilter of '{owner.name}', held by " + "; ".join(_held(owner)),
+                timeout=None if complained else UNLOAD_PATIENCE,
+                on_cancel=lambda: owner.drained.remove(thread),
             )
-            owner.drained.append(self.kernel.current)
-            yield Block(f"FltUnregisterFilter of '{owner.name}', held by " + "; ".join(held))
+            if outcome is TIMED_OUT:
+                self._unload_blocked(owner)
+                complained = True
+
+    def _unload_blocked(self, owner: Filter) -> None:
+        self.kernel.violate(
+            "unload-blocked",
+            f"FltUnregisterFilter waits for {owner.rundown} reference(s) on the filter '{owner.name}': "
+            + "; ".join(_held(owner)),
+            owner.driver.name,
+        )
 
     def forget(self, owner: Filter) -> None:
         """The filter is gone."""
         self.filters.remove(owner)
         self.kernel.objects.dereference(owner.object)
+
+
+def _held(owner: Filter) -> list[str]:
+    return sorted(set(owner.rundown_owners))
 
 
 def manager_of(k: Kernel) -> FilterManager:
