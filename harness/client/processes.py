@@ -45,6 +45,7 @@ class ClientProcess:
         )
         self._answers: queue.Queue[bytes | None] = queue.Queue()
         self._complaints: list[bytes] = []
+        self._process_id: int | None = None
         self._readers = [
             threading.Thread(target=self._read_answers, daemon=True),
             threading.Thread(target=self._read_complaints, daemon=True),
@@ -60,8 +61,14 @@ class ClientProcess:
 
     @property
     def process_id(self) -> int:
-        """As the driver reports it."""
-        return self._process.pid
+        """As the driver reports it; the process tells it itself, because an interpreter may be started by a launcher.
+
+        Raises:
+            ClientProcessError, TimeoutError: as `call`.
+        """
+        if self._process_id is None:
+            self._process_id = int(self._answer("its start", CALL_SECONDS))
+        return self._process_id
 
     def call(self, function: str, *arguments: Any, seconds: float = CALL_SECONDS) -> Any:
         """Call a function of the script and return its result.
@@ -84,18 +91,8 @@ class ClientProcess:
 
     def finish(self, function: str, *, seconds: float = CALL_SECONDS) -> Any:
         """The answer to the oldest call that was begun; raises as `call` does."""
-        try:
-            line = self._answers.get(timeout=seconds)
-        except queue.Empty:
-            raise TimeoutError(
-                f"the client process did not answer '{function}' within {seconds:g} s"
-            ) from None
-        if line is None:
-            raise ClientProcessError(f"the client process ended in '{function}': {self._last_words()}")
-        answer = json.loads(line)
-        if "error" in answer:
-            raise ClientProcessError(f"'{function}' in the client process: {answer['error']}")
-        return answer["result"]
+        assert self.process_id
+        return self._answer(f"'{function}'", seconds)
 
     def kill(self) -> None:
         """End it at once (SIGKILL, TerminateProcess); returns when it is gone."""
@@ -107,18 +104,18 @@ class ClientProcess:
         if sys.platform == "win32":
             from harness.client.windows_processes import suspend
 
-            suspend(self._process.pid)
+            suspend(self.process_id)
         else:
-            self._process.send_signal(signal.SIGSTOP)
+            os.kill(self.process_id, signal.SIGSTOP)
 
     def resume(self) -> None:
         """Let it go on after `suspend`."""
         if sys.platform == "win32":
             from harness.client.windows_processes import resume
 
-            resume(self._process.pid)
+            resume(self.process_id)
         else:
-            self._process.send_signal(signal.SIGCONT)
+            os.kill(self.process_id, signal.SIGCONT)
 
     def close(self) -> None:
         """Let it end by closing its standard input; kill it if it does not. Idempotent."""
@@ -135,6 +132,20 @@ class ClientProcess:
         for pipe in (self._process.stdout, self._process.stderr):
             if pipe is not None:
                 pipe.close()
+
+    def _answer(self, what: str, seconds: float) -> Any:
+        try:
+            line = self._answers.get(timeout=seconds)
+        except queue.Empty:
+            raise TimeoutError(f"the client process did not answer {what} within {seconds:g} s") from None
+        if line is None:
+            # For whoever asks again: nothing more will come.
+            self._answers.put(None)
+            raise ClientProcessError(f"the client process ended in {what}: {self._last_words()}")
+        answer = json.loads(line)
+        if "error" in answer:
+            raise ClientProcessError(f"{what} in the client process: {answer['error']}")
+        return answer["result"]
 
     def _read_answers(self) -> None:
         assert self._process.stdout is not None
@@ -157,11 +168,16 @@ class ClientProcess:
 
 def serve(functions: Mapping[str, Callable[..., Any]]) -> None:
     """Answer calls on standard input until it is closed: the other end of `ClientProcess`."""
+    _say({"result": os.getpid()})
     for line in sys.stdin.buffer:
         function, arguments = json.loads(line)
         try:
             answer = {"result": functions[function](*arguments)}
         except Exception as error:  # noqa: BLE001 - the edge of the process: the suite gets to know whatever it was
             answer = {"error": f"{type(error).__name__}: {error}"}
-        sys.stdout.buffer.write(json.dumps(answer).encode() + b"\n")
-        sys.stdout.buffer.flush()
+        _say(answer)
+
+
+def _say(answer: Mapping[str, Any]) -> None:
+    sys.stdout.buffer.write(json.dumps(answer).encode() + b"\n")
+    sys.stdout.buffer.flush()

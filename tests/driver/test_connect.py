@@ -95,14 +95,14 @@ def test_a_name_without_its_backslash_is_refused(refusal):
 @pytest.mark.fact("P20", "P24", "G3")
 def test_a_plain_user_is_denied_by_the_default_security_descriptor():
     with without_administrators(), pytest.raises(AccessDeniedError, match="0x80070005"):
-        Port.connect(PORT_NAME, GOOD.encode())
+        Port.connect(PORT_NAME, GOOD.encode()).close()
     Port.connect(PORT_NAME, GOOD.encode()).close()
 
 
 @pytest.mark.fact("P20", "C7")
 def test_a_denied_user_never_reaches_the_connect_callback(observer, fence):
     with without_administrators(), pytest.raises(AccessDeniedError):
-        Port.connect(PORT_NAME, GOOD.encode())
+        Port.connect(PORT_NAME, GOOD.encode()).close()
     assert fence(observer) == []
 
 
@@ -252,4 +252,4 @@ def test_two_threads_that_race_for_the_last_slot_do_not_both_get_it(listen):
 @pytest.mark.fact("G3")
 def test_the_error_of_a_missing_port_says_what_to_do():
     with pytest.raises(NotFoundError, match="fltmc filters"):
-        Port.connect("\\DownlinkNoSuchPort", GOOD.encode())
+        Port.connect("\\DownlinkNoSuchPort", GOOD.encode()).close()

@@ -34,7 +34,7 @@ def until_marked(scratch):
     return collect
 
 
-@pytest.mark.fact("S6")
+@pytest.mark.fact("N3")
 def test_a_file_that_is_made_is_reported_as_created(listen, scratch):
     listener = listen()
     files.create(scratch / "a")
@@ -42,7 +42,7 @@ def test_a_file_that_is_made_is_reported_as_created(listen, scratch):
     assert (record.detail, record.status) == (files.CREATED, ntstatus.SUCCESS)
 
 
-@pytest.mark.fact("S6")
+@pytest.mark.fact("N3")
 @pytest.mark.parametrize(
     ("disposition", "result"),
     [
@@ -61,7 +61,7 @@ def test_the_record_of_an_open_says_what_became_of_the_file(listen, scratch, dis
     assert listener.wait_for("the open", matching(Kind.FILE_OPENED)).detail == result
 
 
-@pytest.mark.fact("S6")
+@pytest.mark.fact("N3")
 def test_a_path_is_the_device_path_and_its_volume_part_is_marked(listen, scratch):
     listener = listen()
     files.create(scratch / "a")
@@ -70,7 +70,7 @@ def test_a_path_is_the_device_path_and_its_volume_part_is_marked(listen, scratch
     assert record.volume.casefold() == scratch.volume.casefold()
 
 
-@pytest.mark.fact("S6")
+@pytest.mark.fact("N3")
 @pytest.mark.parametrize(
     "name",
     [
@@ -89,7 +89,7 @@ def test_names_come_through_unchanged(listen, scratch, name):
     assert record.path.rpartition("\\")[2] == name
 
 
-@pytest.mark.fact("S6")
+@pytest.mark.fact("N3")
 def test_a_file_in_a_directory_is_reported_with_its_whole_path(listen, scratch):
     files.mkdir(scratch / "one")
     files.mkdir(scratch / "one\\two")
@@ -98,7 +98,7 @@ def test_a_file_in_a_directory_is_reported_with_its_whole_path(listen, scratch):
     listener.wait_for("the file", matching(Kind.FILE_OPENED, scratch.device("one\\two\\three")))
 
 
-@pytest.mark.fact("S6")
+@pytest.mark.fact("N3")
 def test_a_directory_is_marked_as_one(listen, scratch):
     listener = listen()
     files.mkdir(scratch / "directory")
@@ -109,7 +109,7 @@ def test_a_directory_is_marked_as_one(listen, scratch):
     assert not file.flags & RecordFlag.DIRECTORY
 
 
-@pytest.mark.fact("S6")
+@pytest.mark.fact("N3")
 @pytest.mark.parametrize("size", [1, 4096, 100_000])
 def test_a_write_is_reported_with_its_length(listen, scratch, size, until_marked):
     listener = listen()
@@ -119,7 +119,7 @@ def test_a_write_is_reported_with_its_length(listen, scratch, size, until_marked
     assert sum(record.value for record in written) == size
 
 
-@pytest.mark.fact("S6")
+@pytest.mark.fact("N3")
 def test_the_lengths_of_several_writes_add_up(listen, scratch, until_marked):
     listener = listen()
     with files.open_file(scratch / "a", access=files.GENERIC_WRITE, disposition=files.CREATE) as file:
@@ -129,7 +129,7 @@ def test_the_lengths_of_several_writes_add_up(listen, scratch, until_marked):
     assert sum(record.value for record in written) == 1111
 
 
-@pytest.mark.fact("S6")
+@pytest.mark.fact("N3")
 def test_the_first_write_is_reported_before_the_file_is_closed(listen, scratch):
     listener = listen()
     with files.open_file(scratch / "a", access=files.GENERIC_WRITE, disposition=files.CREATE) as file:
@@ -137,7 +137,7 @@ def test_the_first_write_is_reported_before_the_file_is_closed(listen, scratch):
         listener.wait_for("the write", matching(Kind.FILE_WRITTEN, scratch.device("a")))
 
 
-@pytest.mark.fact("S6")
+@pytest.mark.fact("N3")
 def test_reading_is_not_reported_as_writing(listen, scratch, until_marked):
     files.create(scratch / "a", b"text")
     listener = listen()
@@ -145,7 +145,7 @@ def test_reading_is_not_reported_as_writing(listen, scratch, until_marked):
     assert {record.kind for record in until_marked(listener)} <= {Kind.FILE_OPENED}
 
 
-@pytest.mark.fact("S6")
+@pytest.mark.fact("N3")
 def test_a_rename_is_reported_with_both_names(listen, scratch):
     files.create(scratch / "before")
     listener = listen()
@@ -155,7 +155,7 @@ def test_a_rename_is_reported_with_both_names(listen, scratch):
     assert record.second_path.casefold() == scratch.device("after").casefold()
 
 
-@pytest.mark.fact("S6")
+@pytest.mark.fact("N3")
 def test_a_rename_into_another_directory_is_reported_with_both_paths(listen, scratch):
     files.create(scratch / "a")
     files.mkdir(scratch / "below")
@@ -165,7 +165,7 @@ def test_a_rename_into_another_directory_is_reported_with_both_paths(listen, scr
     assert record.second_path.casefold() == scratch.device("below\\b").casefold()
 
 
-@pytest.mark.fact("S6")
+@pytest.mark.fact("N3")
 def test_a_renamed_directory_is_marked_as_one_and_its_files_have_the_new_path(listen, scratch):
     files.mkdir(scratch / "old")
     listener = listen()
@@ -176,7 +176,7 @@ def test_a_renamed_directory_is_marked_as_one_and_its_files_have_the_new_path(li
     listener.wait_for("the file below", matching(Kind.FILE_OPENED, scratch.device("new\\a")))
 
 
-@pytest.mark.fact("S6")
+@pytest.mark.fact("N3")
 def test_a_renamed_file_is_reported_under_its_new_name_from_then_on(listen, scratch):
     listener = listen()
     files.create(scratch / "a")
@@ -185,7 +185,7 @@ def test_a_renamed_file_is_reported_under_its_new_name_from_then_on(listen, scra
     listener.wait_for("the write", matching(Kind.FILE_WRITTEN, scratch.device("b")))
 
 
-@pytest.mark.fact("S6")
+@pytest.mark.fact("N3")
 def test_a_rename_that_fails_is_not_reported(listen, scratch, until_marked):
     files.create(scratch / "a")
     files.create(scratch / "b")
@@ -195,7 +195,7 @@ def test_a_rename_that_fails_is_not_reported(listen, scratch, until_marked):
     assert of(Kind.FILE_RENAMED, until_marked(listener)) == []
 
 
-@pytest.mark.fact("S6")
+@pytest.mark.fact("N3")
 def test_a_deleted_file_is_reported_once(listen, scratch, until_marked):
     files.create(scratch / "a")
     listener = listen()
@@ -204,7 +204,7 @@ def test_a_deleted_file_is_reported_once(listen, scratch, until_marked):
     assert [record.path.casefold() for record in deleted] == [scratch.device("a").casefold()]
 
 
-@pytest.mark.fact("S6")
+@pytest.mark.fact("N3")
 def test_a_deletion_is_reported_when_it_happens_not_when_it_is_asked_for(listen, scratch, until_marked):
     files.create(scratch / "a")
     listener = listen()
@@ -215,7 +215,7 @@ def test_a_deletion_is_reported_when_it_happens_not_when_it_is_asked_for(listen,
     listener.wait_for("the deletion", matching(Kind.FILE_DELETED, scratch.device("a")))
 
 
-@pytest.mark.fact("S6")
+@pytest.mark.fact("N3")
 def test_a_deletion_that_was_undone_is_not_reported(listen, scratch, until_marked):
     files.create(scratch / "a")
     listener = listen()
@@ -226,7 +226,7 @@ def test_a_deletion_that_was_undone_is_not_reported(listen, scratch, until_marke
     assert files.exists(scratch / "a")
 
 
-@pytest.mark.fact("S6")
+@pytest.mark.fact("N3")
 def test_a_file_that_deletes_itself_on_close_is_reported(listen, scratch):
     listener = listen()
     files.open_file(
@@ -239,7 +239,7 @@ def test_a_file_that_deletes_itself_on_close_is_reported(listen, scratch):
     assert not files.exists(scratch / "a")
 
 
-@pytest.mark.fact("S6")
+@pytest.mark.fact("N3")
 def test_a_deletion_with_posix_semantics_is_reported(listen, scratch):
     files.create(scratch / "a")
     listener = listen()
@@ -248,7 +248,7 @@ def test_a_deletion_with_posix_semantics_is_reported(listen, scratch):
     listener.wait_for("the deletion", matching(Kind.FILE_DELETED, scratch.device("a")))
 
 
-@pytest.mark.fact("S6")
+@pytest.mark.fact("N3")
 def test_a_deleted_directory_is_marked_as_one(listen, scratch):
     files.mkdir(scratch / "directory")
     listener = listen()
@@ -258,7 +258,7 @@ def test_a_deleted_directory_is_marked_as_one(listen, scratch):
     assert record.flags & RecordFlag.DIRECTORY
 
 
-@pytest.mark.fact("S6")
+@pytest.mark.fact("N3")
 def test_a_directory_that_is_not_empty_is_not_reported_as_deleted(listen, scratch, until_marked):
     files.mkdir(scratch / "directory")
     files.create(scratch / "directory\\a")
@@ -268,23 +268,23 @@ def test_a_directory_that_is_not_empty_is_not_reported_as_deleted(listen, scratc
     assert of(Kind.FILE_DELETED, until_marked(listener)) == []
 
 
-@pytest.mark.fact("S6")
+@pytest.mark.fact("N3")
 def test_operations_that_fail_are_left_out(listen, scratch, until_marked):
     files.create(scratch / "a")
     listener = listen()
     with pytest.raises(FileError, match="NOT_FOUND"):
-        files.open_file(scratch / "missing")
+        files.open_file(scratch / "missing").close()
     with pytest.raises(FileError, match="COLLISION"):
         files.create(scratch / "a")
     assert until_marked(listener) == []
 
 
-@pytest.mark.fact("S6")
+@pytest.mark.fact("N3")
 def test_operations_that_fail_are_reported_with_their_status_to_those_who_ask(listen, scratch):
     flags = ConnectFlag.INCLUDE_OWN_PROCESS | ConnectFlag.FAILED_OPERATIONS
     listener = listen(flags=flags)
     with pytest.raises(FileError):
-        files.open_file(scratch / "missing")
+        files.open_file(scratch / "missing").close()
     record = listener.wait_for("the failed open", matching(Kind.FILE_OPENED))
     assert record.status == ntstatus.OBJECT_NAME_NOT_FOUND
 
@@ -344,7 +344,7 @@ def test_a_file_that_a_killed_process_had_open_can_be_deleted_after_it(listen, s
     listener.wait_for("the deletion", matching(Kind.FILE_DELETED, scratch.device("a")))
 
 
-@pytest.mark.fact("S6")
+@pytest.mark.fact("N3")
 def test_a_record_has_the_time_of_its_operation(listen, scratch):
     listener = listen()
     files.create(scratch / "a")
@@ -356,7 +356,7 @@ def test_a_record_has_the_time_of_its_operation(listen, scratch):
     assert abs(now - second.time) < 600 * 10**7
 
 
-@pytest.mark.fact("S6")
+@pytest.mark.fact("N3")
 def test_a_handle_that_wrote_is_reported_when_it_is_closed(listen, scratch):
     listener = listen()
     with files.open_file(scratch / "a", access=files.GENERIC_WRITE, disposition=files.CREATE) as file:
@@ -366,7 +366,7 @@ def test_a_handle_that_wrote_is_reported_when_it_is_closed(listen, scratch):
     assert record.value == 111
 
 
-@pytest.mark.fact("S6")
+@pytest.mark.fact("N3")
 def test_a_prefix_leaves_out_what_lies_elsewhere(listen, scratch):
     files.mkdir(scratch / "in")
     files.mkdir(scratch / "out")
@@ -377,7 +377,7 @@ def test_a_prefix_leaves_out_what_lies_elsewhere(listen, scratch):
     assert (record.sequence, record.path.casefold()) == (1, scratch.device("in\\b").casefold())
 
 
-@pytest.mark.fact("S6")
+@pytest.mark.fact("N3")
 def test_a_prefix_is_compared_without_regard_to_case(listen, scratch):
     listener = listen(path_prefix=scratch.device("").upper())
     files.create(scratch / "a")

@@ -121,7 +121,7 @@ def test_records_of_one_file_come_in_the_order_of_its_life(listen, scratch):
     assert [r.sequence for r in records] == sorted(r.sequence for r in records)
 
 
-@pytest.mark.fact("S6")
+@pytest.mark.fact("S6", "N3")
 def test_records_that_pile_up_are_sent_many_to_a_message(listen, scratch):
     listener = listen(event_mask=OPENED)
     make(scratch, range(40))
@@ -138,7 +138,7 @@ def test_no_message_is_longer_than_the_client_asked_for(listen, scratch):
     assert len(listener.messages) > 4
 
 
-@pytest.mark.fact("S6", "S25")
+@pytest.mark.fact("S6", "N3", "S25")
 def test_a_client_that_never_reads_delays_nobody(listen, scratch):
     silent = listen(queue_bytes=QUEUE_BYTES_MINIMUM)
     reader = listen(event_mask=OPENED)
@@ -148,7 +148,7 @@ def test_a_client_that_never_reads_delays_nobody(listen, scratch):
     assert silent.records == []
 
 
-@pytest.mark.fact("S6", "S25")
+@pytest.mark.fact("S6", "N3", "S25")
 def test_file_operations_go_on_when_no_client_reads_at_all(listen, scratch):
     for _ in range(8):
         listen(queue_bytes=QUEUE_BYTES_MINIMUM)
@@ -167,7 +167,7 @@ def overflow(listener, scratch):
     return listener.records[-1].sequence
 
 
-@pytest.mark.fact("S6")
+@pytest.mark.fact("S6", "N3")
 def test_a_full_queue_drops_the_newest_and_keeps_the_oldest(listen, scratch):
     listener = listen(event_mask=OPENED, queue_bytes=QUEUE_BYTES_MINIMUM)
     overflow(listener, scratch)
@@ -176,7 +176,7 @@ def test_a_full_queue_drops_the_newest_and_keeps_the_oldest(listen, scratch):
     assert 1 < len(kept) < MANY
 
 
-@pytest.mark.fact("S6")
+@pytest.mark.fact("S6", "N3")
 def test_a_full_queue_drops_the_oldest_when_the_client_asked_for_that(listen, scratch):
     flags = ConnectFlag.INCLUDE_OWN_PROCESS | ConnectFlag.DROP_OLDEST
     listener = listen(event_mask=OPENED, flags=flags, queue_bytes=QUEUE_BYTES_MINIMUM)
@@ -189,7 +189,7 @@ def test_a_full_queue_drops_the_oldest_when_the_client_asked_for_that(listen, sc
     assert kept == [*range(gap), *range(last_gap + 1, MANY)]
 
 
-@pytest.mark.fact("S6")
+@pytest.mark.fact("S6", "N3")
 @pytest.mark.parametrize("policy", [ConnectFlag(0), ConnectFlag.DROP_OLDEST], ids=["newest", "oldest"])
 def test_what_was_dropped_is_announced_with_its_number_and_range(listen, scratch, policy):
     flags = ConnectFlag.INCLUDE_OWN_PROCESS | policy
@@ -203,7 +203,7 @@ def test_what_was_dropped_is_announced_with_its_number_and_range(listen, scratch
     assert listener.dropped_count == len(missing)
 
 
-@pytest.mark.fact("S6")
+@pytest.mark.fact("S6", "N3")
 def test_a_full_queue_loses_only_its_own_records(listen, scratch):
     small = listen(event_mask=OPENED, queue_bytes=QUEUE_BYTES_MINIMUM)
     large = listen(event_mask=OPENED)
@@ -216,7 +216,7 @@ def test_a_full_queue_loses_only_its_own_records(listen, scratch):
     assert [r.sequence for r in large.records] == list(range(1, MANY + 1))
 
 
-@pytest.mark.fact("S6")
+@pytest.mark.fact("S6", "N3")
 def test_a_queue_that_was_full_takes_records_again_once_it_is_read(listen, scratch):
     listener = listen(event_mask=OPENED, queue_bytes=QUEUE_BYTES_MINIMUM)
     overflow(listener, scratch)
@@ -228,7 +228,7 @@ def test_a_queue_that_was_full_takes_records_again_once_it_is_read(listen, scrat
     assert listener.dropped_count == lost
 
 
-@pytest.mark.fact("S6")
+@pytest.mark.fact("S6", "N3")
 def test_a_queue_that_holds_everything_drops_nothing(listen, scratch):
     listener = listen(event_mask=OPENED)
     make(scratch, range(MANY))
@@ -370,7 +370,7 @@ def test_clients_in_several_processes_each_get_every_record(listen, scratch, sta
         assert [(r["kind"], r["sequence"]) for r in records] == [(Kind.FILE_OPENED, 1)]
 
 
-@pytest.mark.fact("S6")
+@pytest.mark.fact("S6", "N3")
 def test_a_suspended_reader_delays_neither_operations_nor_other_clients(listen, scratch, agent):
     number = agent.call(
         "connect",

@@ -394,9 +394,9 @@ def fastest(action: Callable[[], object]) -> float:
     """Seconds per call in the fastest of several rounds."""
     action()
     rounds = []
-    for _ in range(10):
+    for _ in range(50):
         started = time.perf_counter()
-        for _ in range(100):
+        for _ in range(20):
             action()
-        rounds.append((time.perf_counter() - started) / 100)
+        rounds.append((time.perf_counter() - started) / 20)
     return min(rounds)

@@ -81,6 +81,7 @@ class Node:
     attributes: int = 0x20
     delete: bool = False
     opens: int = 0
+    exclusive: bool = False
 
 
 @dataclass(eq=False)
@@ -343,6 +344,7 @@ class KernelDouble:
             self._emit(OPENED, process.process_id, thread, path, status=failure.status, failed=True)
             raise
         node.opens += 1
+        node.exclusive = share == 0
         opened = OpenFile(node, delete_on_close=bool(options & 0x1000))
         self._emit(OPENED, process.process_id, thread, path, detail=information, node=node)
         return {"handle": self._handle(process, opened), "information": information}
@@ -362,8 +364,8 @@ class KernelDouble:
             return node, 2
         if disposition == 2:
             raise Failure(NAME_COLLISION)
-        if node.delete:
-            raise Failure(0xC0000056)
+        if node.delete or node.exclusive:
+            raise Failure(0xC0000056 if node.delete else 0xC0000043)
         if node.directory and options & 0x40:
             raise Failure(IS_A_DIRECTORY)
         if disposition in (0, 4, 5):
@@ -591,6 +593,7 @@ class KernelDouble:
             case OpenFile() as opened:
                 node = opened.node
                 node.opens -= 1
+                node.exclusive = False
                 node.delete = node.delete or opened.delete_on_close
                 who = (process.process_id, 0, node.name)
                 if opened.written:
