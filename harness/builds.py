@@ -52,7 +52,8 @@ def build_package(root: Path, driver: DriverConfig, configuration: Literal["debu
     if not certificate.exists() or certificate.read_bytes() != identity.certificate_der:
         certificate.write_bytes(identity.certificate_der)
     directory = root / "out" / configuration
-    current = _current(directory, result, identity.certificate_der)
+    names = DriverIdentity(driver.service, driver.instance, driver.altitude)
+    current = _current(directory, result, names, identity.certificate_der)
     if current is not None:
         return current
     return package.write_package(
@@ -60,13 +61,15 @@ def build_package(root: Path, driver: DriverConfig, configuration: Literal["debu
         directory,
         signed_image=signing.sign_image(result.image.read_bytes(), identity, name=result.image.name),
         certificate=certificate,
-        identity=DriverIdentity(driver.service, driver.instance, driver.altitude),
+        identity=names,
         repository=root,
     )
 
 
-def _current(directory: Path, result: BuildResult, certificate: bytes) -> Package | None:
-    """The package that is there if it is of exactly this build and certificate."""
+def _current(
+    directory: Path, result: BuildResult, names: DriverIdentity, certificate: bytes
+) -> Package | None:
+    """The package that is there if it is of exactly this build, these names and this certificate."""
     try:
         found = package.load_package(directory)
         packed = found.path("certificate")
@@ -76,6 +79,7 @@ def _current(directory: Path, result: BuildResult, certificate: bytes) -> Packag
     manifest = found.manifest
     same = (
         found.signed
+        and manifest.driver == names
         and manifest.unsigned_sha256 == result.unsigned_sha256
         and manifest.configuration == result.configuration
         and dict(manifest.versions) == dict(result.versions)

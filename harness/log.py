@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TextIO
 
@@ -49,3 +52,25 @@ class Log:
             if self._stream is not None:
                 self._stream.close()
             self._stream = None
+
+    @contextmanager
+    def gathering(self) -> Iterator[None]:
+        """Within, what libraries and other rooms log by `logging` goes here, and nowhere else."""
+        handler = _Bridge(self)
+        root = logging.getLogger()
+        root.addHandler(handler)
+        try:
+            yield
+        finally:
+            root.removeHandler(handler)
+
+
+class _Bridge(logging.Handler):
+    """Hands records of `logging` on to a `Log`."""
+
+    def __init__(self, log: Log) -> None:
+        super().__init__()
+        self._log = log
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._log.write(f"[{record.name}] {record.levelname.lower()}: {self.format(record)}")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -12,15 +13,12 @@ from typing import TypeVar
 from harness import deployment, interrupts
 from harness.config import Configuration
 from harness.console import Console
-from harness.deployment import Plan, StepResult
-from harness.log import Log
+from harness.deployment import Plan
 from harness.machines import HeldMachine, held
 from harness.package import Package
 from harness.remote.guest import Guest
-from harness.runs import directory, junit, report, runner
-from harness.runs.directory import RunDirectory
-from harness.runs.journal import Event, Journal, read
-from harness.runs.results import Results, collect
+from harness.runs import runner
+from harness.runs.record import RunRecord
 from harness.runs.view import RunView
 from vm.deadline import Deadline
 from vm.errors import DownlinkError
@@ -82,104 +80,84 @@ def test(configuration: Configuration, choices: Choices, build: Build, console: 
         DownlinkError: the way to the tests failed. A red run is no error.
     """
     driver = configuration.driver(choices.driver)
-    machine_name = configuration.machine(choices.machine).name
     runner.check_selection(choices.select)
     started = time.monotonic()
-    package = _timed(console, "build", build, lambda made: f"'{made.directory}'")
     with held(configuration, choices.machine, driver) as machine:
-        machine.check(package)
-        run = directory.create(configuration.runs.directory, machine_name, keep=configuration.runs.keep)
-        log = Log(run.log.open("w", encoding="utf-8"))
-        journal = Journal(run.journal, log)
-        view = RunView(console)
-        journal.write(
-            "run", driver=driver.name, machine=machine_name, select=choices.select, **_made_of(package)
-        )
-        status = 1
         try:
-            _to_the_verdict(configuration, choices, machine, package, run, journal, log, view, console)
-        except KeyboardInterrupt as interrupt:
-            status = interrupts.exit_status(interrupt)
-            journal.write("interrupted")
-        except DownlinkError as error:
-            journal.write("problem", text=error.message)
-            raise
+            package, address = _build_while_starting(machine, build, console)
+            view = RunView(console)
+            runs = configuration.runs
+            record = RunRecord(runs.directory, machine.name, keep=runs.keep, view=view)
+            record.write(
+                "run", driver=driver.name, machine=machine.name, select=choices.select, **_made_of(package)
+            )
+            status = 1
+            try:
+                with record.log.gathering():
+                    _to_the_verdict(configuration, choices, machine, address, package, record)
+            except KeyboardInterrupt as interrupt:
+                status = interrupts.exit_status(interrupt)
+                record.write("interrupted")
+            except DownlinkError as error:
+                record.problem(error)
+                raise
+            finally:
+                machine.stop()
+                record.keep_logs(configuration.machine_directory(machine.name))
+                results = record.finish(time.monotonic() - started)
         finally:
-            results = _finish(run, journal, log, time.monotonic() - started)
-        view.summary(results, _relative(run.path))
-        return 0 if results.passed else status
+            machine.stop()
+    view.summary(results, _relative(record.directory.path))
+    return 0 if results.passed else status
+
+
+def _build_while_starting(
+    machine: HeldMachine, build: Build, console: Console
+) -> tuple[Package, GuestAddress]:
+    """Build, and bring the machine up meanwhile: each takes about a second, and neither needs the other."""
+    with ThreadPoolExecutor(1) as beside:
+        starting = beside.submit(machine.restore, keep=False)
+        package = _timed(console, "build", build, lambda made: f"'{_relative(made.directory)}'")
+        machine.check(package)
+        address = _timed(console, f"start the machine '{machine.name}'", starting.result, _where)
+    return package, address
 
 
 def _to_the_verdict(
     configuration: Configuration,
     choices: Choices,
     machine: HeldMachine,
+    address: GuestAddress,
     package: Package,
-    run: RunDirectory,
-    journal: Journal,
-    log: Log,
-    view: RunView,
-    console: Console,
+    record: RunRecord,
 ) -> None:
+    """Deploy, run the suite, unload, and ask the machine how it came through."""
     driver = configuration.driver(choices.driver)
     plan = Plan.of(driver)
     deadline = Deadline.after(seconds=configuration.runs.deadline_seconds)
-
-    def step(result: StepResult) -> None:
-        journal.write("step", name=result.name, detail=result.detail, seconds=round(result.seconds, 3))
-        view.step(result.name, result.detail, result.seconds)
-
-    def record(event: Event) -> None:
-        journal.write(**event)
-
+    request = runner.SuiteRequest(
+        configuration.root, driver.suites, choices.select, configuration.runs.test_seconds
+    )
     try:
-        began = time.monotonic()
-        console.transient(f"starting the machine '{machine.name}' ...")
-        address = machine.restore(keep=False)
-        step(
-            StepResult(
-                "start the machine", f"{machine.name}, {_where(address)}", True, time.monotonic() - began
-            )
-        )
-        with Guest(address, machine=machine.name, log=log) as guest:
-            deployment.deploy(guest, package, plan, deadline.sooner(seconds=DEPLOY_SECONDS), step)
-            request = runner.SuiteRequest(
-                configuration.root, driver.suites, choices.select, configuration.runs.test_seconds
-            )
-            crashed = runner.run_suite(machine.machine, guest, request, run, journal, deadline, view.event)
-            if not crashed:
-                # What a driver forgets to give back shows when it is unloaded.
-                try:
-                    deployment.remove(guest, plan, Deadline.after(seconds=UNLOAD_SECONDS))
-                except DownlinkError as error:
-                    record({"event": "problem", "text": error.message})
-        runner.record_condition(machine.machine, record)
+        with Guest(address, machine=machine.name, log=record.log) as guest:
+            deployment.deploy(guest, package, plan, deadline.sooner(seconds=DEPLOY_SECONDS), record.step)
+            went_down = runner.run_suite(machine.machine, guest, request, record, deadline)
+            if not went_down:
+                _unload(guest, plan, record)
     except DownlinkError as error:
         machine.explain(error)
-        runner.record_condition(machine.machine, record)
+        with suppress(DownlinkError):
+            runner.record_condition(machine.machine, record)
         raise
-    finally:
-        machine.stop()
-        _keep_logs(configuration.machine_directory(machine.name), run.path / "machine")
+    runner.record_condition(machine.machine, record)
 
 
-def _keep_logs(source: Path, target: Path) -> None:
-    """Copy the logs that the machine itself wrote on this host into the run."""
-    for path in source.glob("*.log"):
-        target.mkdir(exist_ok=True)
-        shutil.copyfile(path, target / path.name)
-
-
-def _finish(run: RunDirectory, journal: Journal, log: Log, seconds: float) -> Results:
-    """Close the journal and derive from it everything else that the run leaves behind."""
-    verdict = collect(read(run.journal))
-    journal.write("verdict", passed=verdict.passed, seconds=round(seconds, 3))
-    journal.close()
-    log.close()
-    results = collect(read(run.journal))
-    junit.write(results, run.junit)
-    report.write(results, run.report)
-    return results
+def _unload(guest: Guest, plan: Plan, record: RunRecord) -> None:
+    """Unload the driver: what it forgets to give back shows now."""
+    try:
+        deployment.remove(guest, plan, Deadline.after(seconds=UNLOAD_SECONDS))
+    except DownlinkError as error:
+        record.problem(error)
 
 
 def _timed(console: Console, name: str, action: Callable[[], _T], detail: Callable[[_T], str]) -> _T:

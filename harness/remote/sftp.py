@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import posixpath
 import socket
 import stat
@@ -19,6 +20,9 @@ from harness.log import Log
 from vm.deadline import Deadline
 from vm.errors import DeadlineExceededError, GuestError
 from vm.machine import GuestAddress
+
+# Without a handler Python would print the transport's warnings between the lines of the console.
+logging.getLogger("paramiko").addHandler(logging.NullHandler())
 
 STEP_SECONDS = 30
 """How long one exchange with the SFTP server may take before the guest counts as not answering."""

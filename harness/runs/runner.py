@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from harness.deployment.plan import GUEST_ROOT
@@ -14,12 +14,12 @@ from harness.remote.guest import Guest
 from harness.remote.quoting import quotable
 from harness.remote.winrm import CommandResult
 from harness.runs import upload
-from harness.runs.directory import RunDirectory
-from harness.runs.journal import Event, Journal
+from harness.runs.journal import Event
+from harness.runs.record import RunRecord
 from harness.runs.stream import EventStream
 from vm.deadline import Deadline
 from vm.errors import ConfigurationError, DeadlineExceededError, DownlinkError, GuestError, MachineError
-from vm.machine import Condition, Machine, MachineState
+from vm.machine import Machine, MachineState
 
 BOOT_SECONDS = 120
 """How long a guest that crashed may take to come back."""
@@ -57,12 +57,10 @@ def run_suite(
     machine: Machine,
     guest: Guest,
     request: SuiteRequest,
-    run: RunDirectory,
-    journal: Journal,
+    record: RunRecord,
     deadline: Deadline,
-    on_event: Callable[[Event], None],
 ) -> bool:
-    """Run the suite and write everything that happens to the journal; returns True when the guest went down in it.
+    """Run the suite and write down everything that happens; returns True when the guest went down in it.
 
     Failing tests, a crashed machine and a passed deadline are results, not errors of this function.
 
@@ -70,64 +68,44 @@ def run_suite(
         machine: the machine, asked for its condition afterwards.
         guest: its guest, with the driver loaded.
         request: what to run.
-        run: gets the guest's output and the collected files.
-        journal: gets the events.
+        record: gets the events, the guest's output and the collected files.
         deadline: for the whole suite.
-        on_event: told of each event when it has been written.
 
     Raises:
         ConfigurationError: there is no such suite.
         GuestError: the suite could not be sent, or the guest could not be reached to start it.
     """
 
-    def record(event: Event) -> None:
-        journal.write(**event)
-        on_event(event)
+    def on_event(event: Event) -> None:
+        record.event(event)
+        record.view.event(event)
 
+    run = record.directory
     boot = guest.boot_identity(deadline)
     files = upload.gather(request.root, request.suites, run.path)
     sent = upload.send(guest, files, deadline)
-    journal.write("uploaded", files=len(files.sources), sent=sent)
+    record.write("uploaded", files=len(files.sources), sent=sent)
     results = f"../{upload.RESULTS}/{run.path.name}"
     prefix = f"@{secrets.token_hex(8)} "
     with run.output.open("w", encoding="utf-8", newline="\n") as output:
-        stream = EventStream(prefix, record, output)
+        stream = EventStream(prefix, on_event, output)
         try:
-            _run_pytest(guest, request, prefix, results, stream, deadline, record)
+            _run_pytest(guest, request, prefix, results, stream, deadline, on_event)
         finally:
             stream.close()
         now = _see_boot(machine, guest, boot, record)
         if now is not None:
-            _collect(guest, run, journal, stream)
+            _collect(guest, record, stream)
     return now != boot
 
 
-def record_condition(machine: Machine, record: Callable[[Event], None]) -> Condition:
+def record_condition(machine: Machine, record: RunRecord) -> None:
     """Ask the machine how it came through and write that down."""
     condition = machine.condition()
     for crash in condition.crashes:
-        record(
-            {
-                "event": "crash",
-                "code": crash.code,
-                "name": crash.name,
-                "parameters": list(crash.parameters),
-                "rule": crash.rule,
-                "stack": list(crash.stack),
-                "dump": crash.dump,
-            }
-        )
+        record.write("crash", **asdict(crash))
     for violation in condition.violations:
-        record(
-            {
-                "event": "violation",
-                "rule": violation.rule,
-                "message": violation.message,
-                "driver": violation.driver,
-                "stack": list(violation.stack),
-            }
-        )
-    return condition
+        record.write("violation", **asdict(violation))
 
 
 def _run_pytest(
@@ -137,7 +115,7 @@ def _run_pytest(
     results: str,
     stream: EventStream,
     deadline: Deadline,
-    record: Callable[[Event], None],
+    on_event: Callable[[Event], None],
 ) -> None:
     command = [
         *("python", "-m", "pytest", "-q", "--no-header", "--no-summary", "--color=no", "--tb=short"),
@@ -159,13 +137,13 @@ def _run_pytest(
             on_output=stream.feed,
         )
     except (ConnectionLostError, ShellGoneError) as error:
-        record({"event": "guest-lost", "text": error.message})
+        on_event({"event": "guest-lost", "text": error.message})
     except DeadlineExceededError as error:
-        record({"event": "problem", "text": f"the run took too long: {error.message}"})
+        on_event({"event": "problem", "text": f"the run took too long: {error.message}"})
     else:
         problem = _exit_problem(result)
         if problem:
-            record({"event": "problem", "text": problem})
+            on_event({"event": "problem", "text": problem})
 
 
 def _exit_problem(result: CommandResult) -> str | None:
@@ -186,7 +164,7 @@ def _exit_problem(result: CommandResult) -> str | None:
     return f"pytest in the guest ended with 0x{result.exit_code:X}" + (f":\n{trace}" if trace else "")
 
 
-def _see_boot(machine: Machine, guest: Guest, boot: str, record: Callable[[Event], None]) -> str | None:
+def _see_boot(machine: Machine, guest: Guest, boot: str, record: RunRecord) -> str | None:
     """See which boot the guest is in now; waits for one that restarts. None when it does not come back."""
     deadline = Deadline.after(seconds=BOOT_SECONDS)
     try:
@@ -198,24 +176,25 @@ def _see_boot(machine: Machine, guest: Guest, boot: str, record: Callable[[Event
                 raise MachineError("the machine does not run any more", machine=machine.name) from None
             now = guest.wait_for_boot(None, deadline)
     except DownlinkError as error:
-        record({"event": "guest-lost", "text": f"the guest did not come back: {error.message}"})
+        record.write("guest-lost", text=f"the guest did not come back: {error.message}")
         return None
     if now != boot:
-        record({"event": "restarted", "before": boot, "after": now})
+        record.write("restarted", before=boot, after=now)
     return now
 
 
-def _collect(guest: Guest, run: RunDirectory, journal: Journal, stream: EventStream) -> None:
+def _collect(guest: Guest, record: RunRecord, stream: EventStream) -> None:
     """Fetch the results and the crash files; add the events that were lost on the way."""
     deadline = Deadline.after(seconds=COLLECT_SECONDS)
+    run = record.directory
     try:
         guest.get_tree(str(GUEST_ROOT / str(upload.RESULTS) / run.path.name), run.guest, deadline)
         guest.get_tree(r"C:\Windows\Minidump", run.guest / "Minidump", deadline)
     except DownlinkError as error:
-        journal.write("problem", text=f"the results could not be fetched: {error.message}")
+        record.write("problem", text=f"the results could not be fetched: {error.message}")
     with suppress(FileNotFoundError):
         missing = stream.add_missing(
             (run.guest / "events.jsonl").read_text(encoding="utf-8", errors="replace")
         )
         if missing:
-            journal.write("recovered", count=missing)
+            record.write("recovered", count=missing)

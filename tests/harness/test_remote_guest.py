@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import socket
 import time
@@ -12,15 +13,16 @@ from pathlib import Path
 
 import pytest
 
+from harness.console import Console
 from harness.deployment import Plan, UnloadError, deploy, remove
 from harness.log import Log
 from harness.package import Package, load_package
 from harness.remote.faults import LogonError
 from harness.remote.guest import Guest
 from harness.remote.sftp import Upload
-from harness.runs import directory, runner
-from harness.runs.journal import Journal, read
-from harness.runs.results import collect
+from harness.runs import runner
+from harness.runs.record import RunRecord
+from harness.runs.view import RunView
 from tests.harness.remote_doubles import ComputerDouble, MachineDouble, sample_package
 from vm.deadline import Deadline
 from vm.emulated.guest.face import GuestFace
@@ -372,14 +374,14 @@ def test_a_suite_runs_in_the_guests_own_python_with_the_deployed_files_only(
         "    for name in ('vm', 'harness.config', 'winrm', 'paramiko', 'invoke', 'unicorn'):\n"
         "        assert importlib.util.find_spec(name) is None, name\n",
     )
-    run = directory.create(tmp_path / "runs", "lab", keep=3)
+    view = RunView(Console(io.StringIO(), color=False))
+    record = RunRecord(tmp_path / "runs", "lab", keep=3, view=view)
     machine = MachineDouble()
     machine.now = MachineState.RUNNING
 
-    runner.run_suite(machine, guest, request, run, journal := Journal(run.journal), soon(60), lambda _: None)
-    journal.close()
+    runner.run_suite(machine, guest, request, record, soon(60))
 
-    results = collect(read(run.journal))
+    results = record.finish(1.0)
     assert [(test.name, test.outcome.value, test.text) for test in results.tests] == [
         ("test_client_is_the_deployed_one", "passed", ""),
         ("test_the_host_does_not_leak_in", "passed", ""),
@@ -391,7 +393,8 @@ def test_a_guest_that_restarts_in_the_middle_of_a_suite_is_noticed(
     lab: Lab, guest: Guest, tmp_path: Path
 ) -> None:
     request = suite(tmp_path, "import threading\n\ndef test_waits():\n    threading.Event().wait()\n")
-    run = directory.create(tmp_path / "runs", "lab", keep=3)
+    view = RunView(Console(io.StringIO(), color=False))
+    record = RunRecord(tmp_path / "runs", "lab", keep=3, view=view)
     machine = MachineDouble()
     machine.now = MachineState.RUNNING
 
@@ -399,16 +402,15 @@ def test_a_guest_that_restarts_in_the_middle_of_a_suite_is_noticed(
         if event["event"] == "started":
             lab.face.restart()
 
-    went_down = runner.run_suite(
-        machine, guest, request, run, journal := Journal(run.journal), soon(60), on_event
-    )
-    journal.close()
+    view.event = on_event  # type: ignore[method-assign]
 
-    results = collect(read(run.journal))
+    went_down = runner.run_suite(machine, guest, request, record, soon(60))
+
+    results = record.finish(1.0)
     assert went_down
     assert [test.outcome.value for test in results.tests] == ["crashed"]
     assert "the guest restarted during the run, which means a bugcheck" in results.problems
-    assert (run.guest / "events.jsonl").exists()
+    assert (record.directory.guest / "events.jsonl").exists()
 
 
 def test_the_log_has_every_command_and_no_secret(lab: Lab, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from harness.remote.faults import ConnectionLostError
 from harness.runs import directory, junit, report, runner, upload
 from harness.runs.directory import RunDirectory
 from harness.runs.journal import Event, Journal, read
+from harness.runs.record import RunRecord
 from harness.runs.results import Outcome, Results, collect
 from harness.runs.view import RunView
 from tests.harness.remote_doubles import LocalGuest, MachineDouble
@@ -87,24 +88,21 @@ class Bench:
         self.shown: list[Event] = []
 
     def run(self, select: str | None = None, test_seconds: int = 60) -> tuple[Results, RunDirectory]:
-        run = directory.create(self.runs, "double", keep=5)
-        journal = Journal(run.journal)
-        journal.write("run", driver="sample", machine="double")
+        view = RunView(Console(io.StringIO(), color=False))
+        view.event = self.shown.append  # type: ignore[method-assign]
+        record = RunRecord(self.runs, "double", keep=5, view=view)
+        record.write("run", driver="sample", machine="double")
         request = runner.SuiteRequest(self.root, self.suites, select, test_seconds)
         went_down = runner.run_suite(
             self.machine,
             self.guest,  # type: ignore[arg-type]
             request,
-            run,
-            journal,
+            record,
             Deadline.after(seconds=60),
-            self.shown.append,
         )
-        runner.record_condition(self.machine, lambda event: journal.write(**event))
-        journal.write("verdict", passed=False, seconds=1.5)
-        journal.close()
+        runner.record_condition(self.machine, record)
         self.went_down = went_down
-        return collect(read(run.journal)), run
+        return record.finish(1.5), record.directory
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ from tests.harness import lab_machine
 from tests.harness.lab_machine import LabMachine
 from tests.harness.remote_doubles import MachineDouble
 from vm import registry as kinds
-from vm.errors import GuestError, MachineError
+from vm.errors import BuildError, GuestError, MachineError, PackageError
 from vm.machine import Condition, CrashReport, MachineState, Violation
 
 GOOD_SUITE = "import pytest\n\n@pytest.mark.fact('C8')\ndef test_one(): pass\n\ndef test_two(): pass\n"
@@ -320,3 +320,37 @@ def test_the_lock_dies_with_its_holder(tmp_path: Path) -> None:
         holder.wait(timeout=10)
         with path.open("a+b") as file:
             assert try_lock(file.fileno())
+
+
+def test_a_build_that_fails_stops_the_machine_that_was_starting_beside_it(
+    harness: Callable[[str], Harness], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sample = harness(GOOD_SUITE)
+    machine = sample.configuration.create_machine(None, sample.configuration.driver())
+    monkeypatch.setattr(config.Configuration, "create_machine", lambda *_: machine)
+
+    def fail() -> verbs.Package:
+        raise BuildError("'driver.c' does not compile", output="driver.c:1: error: no")
+
+    sample.build = fail  # type: ignore[method-assign]
+    with pytest.raises(BuildError):
+        sample.test()
+
+    assert machine.state() is MachineState.STOPPED
+    assert "stop" in machine.calls  # type: ignore[attr-defined]
+    assert not (sample.root / "runs").exists()
+
+
+def test_an_image_that_the_machine_cannot_load_is_refused_before_anything_is_deployed(
+    harness: Callable[[str], Harness], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: LabMachine, image: bytes, name: str) -> None:
+        raise PackageError(f"'{name}' imports what is not modelled: 'FltOne', 'FltTwo'")
+
+    monkeypatch.setattr(LabMachine, "check_image", refuse)
+    sample = harness(GOOD_SUITE)
+
+    with pytest.raises(PackageError, match="'FltOne', 'FltTwo'"):
+        sample.test()
+
+    assert not (sample.root / "runs").exists()

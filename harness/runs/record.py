@@ -1,0 +1,66 @@
+"""What one run writes down while it goes on, in one object: directory, log, journal and console view."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from harness.deployment import StepResult
+from harness.log import Log
+from harness.runs import directory, junit, report
+from harness.runs.journal import Event, Journal, read
+from harness.runs.results import Results, collect
+from harness.runs.view import RunView
+from vm.errors import DownlinkError
+
+
+class RunRecord:
+    """A run that has begun. `finish` it, whatever happened.
+
+    Args:
+        runs: the directory of all runs.
+        machine: name of the machine.
+        keep: how many runs stay.
+        view: shows what happens.
+    """
+
+    def __init__(self, runs: Path, machine: str, *, keep: int, view: RunView) -> None:
+        self.directory = directory.create(runs, machine, keep=keep)
+        self.log = Log(self.directory.log.open("w", encoding="utf-8"))
+        self.journal = Journal(self.directory.journal, self.log)
+        self.view = view
+
+    def write(self, event: str, **values: Any) -> None:
+        """Write one event to the journal."""
+        self.journal.write(event, **values)
+
+    def event(self, event: Event) -> None:
+        """Write an event that came as a whole."""
+        self.journal.write(**event)
+
+    def step(self, result: StepResult) -> None:
+        """Write down and show one step of the way to the tests."""
+        self.journal.write("step", name=result.name, detail=result.detail, seconds=round(result.seconds, 3))
+        self.view.step(result.name, result.detail, result.seconds)
+
+    def problem(self, error: DownlinkError) -> None:
+        """Write down what went wrong outside of any test."""
+        self.journal.write("problem", text=error.message, hint=error.hint)
+
+    def keep_logs(self, source: Path) -> None:
+        """Copy the logs that the machine itself wrote on this host, `source`, into the run."""
+        for path in source.glob("*.log"):
+            (self.directory.path / "machine").mkdir(exist_ok=True)
+            shutil.copyfile(path, self.directory.path / "machine" / path.name)
+
+    def finish(self, seconds: float) -> Results:
+        """Close the journal and derive from it everything else that the run leaves behind."""
+        passed = collect(read(self.directory.journal)).passed
+        self.journal.write("verdict", passed=passed, seconds=round(seconds, 3))
+        self.journal.close()
+        self.log.close()
+        results = collect(read(self.directory.journal))
+        junit.write(results, self.directory.junit)
+        report.write(results, self.directory.report)
+        return results

@@ -1,0 +1,93 @@
+"""From sources to a signed package: what is made when, and how a broken source reads."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from harness import builds, config
+from harness.config import Configuration
+from harness.signing import verify_embedded
+from vm.errors import BuildError, ConfigurationError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Configuration:
+    """The project's own driver in a checkout of its own."""
+    shutil.copytree(ROOT / "driver", tmp_path / "driver")
+    shutil.copy(ROOT / "harness.toml", tmp_path / "harness.toml")
+    return config.load(tmp_path)
+
+
+def build(settings: Configuration) -> builds.Package:
+    return builds.prepare(settings, None, None, None)()
+
+
+def test_a_package_is_signed_named_as_configured_and_made_only_once(settings: Configuration) -> None:
+    first = build(settings)
+    written = (first.directory / "manifest.json").stat().st_mtime_ns
+    second = build(settings)
+
+    assert first.directory == settings.root / "out" / "debug"
+    assert first.signed and verify_embedded(first.image.read_bytes()) is not None
+    assert first.manifest.driver.service == settings.driver().service
+    assert (second.directory / "manifest.json").stat().st_mtime_ns == written
+    assert second == first
+
+
+def test_a_new_certificate_makes_a_new_package_of_the_same_image(settings: Configuration) -> None:
+    first = build(settings)
+    shutil.rmtree(settings.root / ".cache" / "signing")
+
+    second = build(settings)
+
+    assert second.manifest.unsigned_sha256 == first.manifest.unsigned_sha256
+    assert second.entry("image").sha256 != first.entry("image").sha256
+
+
+def test_a_compile_error_shows_the_compilers_message_and_keeps_the_older_package(
+    settings: Configuration,
+) -> None:
+    before = build(settings).manifest
+    source = settings.root / "driver" / "src" / "driver.c"
+    source.write_text(
+        source.read_text(encoding="utf-8") + "\nint Broken = undefined_name;\n", encoding="utf-8"
+    )
+
+    with pytest.raises(BuildError) as caught:
+        build(settings)
+
+    assert "undefined_name" in caught.value.render() and "driver.c" in caught.value.render()
+    assert builds.package.load_package(settings.root / "out" / "debug").manifest == before
+
+
+def test_a_package_that_was_tampered_with_is_made_anew(settings: Configuration) -> None:
+    first = build(settings)
+    first.image.write_bytes(b"MZ")
+
+    assert build(settings).image.read_bytes() != b"MZ"
+
+
+def test_an_unknown_toolchain_or_configuration_is_refused_before_anything_is_built(
+    settings: Configuration,
+) -> None:
+    with pytest.raises(ConfigurationError, match="no toolchain 'gcc'"):
+        builds.prepare(settings, None, "gcc", None)
+    with pytest.raises(ConfigurationError, match="no configuration 'releas'"):
+        builds.prepare(settings, None, None, "releas")
+
+    assert not (settings.root / "out").exists()
+
+
+def test_the_names_of_the_configuration_win_over_those_of_the_inf(settings: Configuration) -> None:
+    assert build(settings).manifest.driver.altitude == settings.driver().altitude
+    driver = replace(settings.driver(), altitude="370001.1")
+
+    made = builds.build_package(settings.root, driver, "debug")
+
+    assert made.manifest.driver.altitude == "370001.1"
