@@ -15,6 +15,7 @@ from typing import Final, Self
 
 from harness.client import binding as bindings
 from harness.client import fileinformation as info
+from harness.client import ntstatus
 from harness.client.binding import Binding
 from harness.client.errors import FileError
 
@@ -254,14 +255,25 @@ def exists(path: str) -> bool:
 
 
 def remove_tree(path: str) -> None:
-    """Delete a directory and all that is in it."""
+    """Delete a directory and all that is in it, also what somebody else (a scanner, an indexer) has open just now."""
     for entry in listdir(path):
         below = f"{path}\\{entry.name}"
         if entry.directory:
             remove_tree(below)
         else:
-            delete(below)
-    delete(path)
+            _remove(below)
+    _remove(path)
+
+
+def _remove(path: str) -> None:
+    access = DELETE | READ_ATTRIBUTES
+    with open_file(path, access=access, options=OPEN_REPARSE_POINT) as file:
+        try:
+            file.delete_posix()
+        except FileError as error:
+            if error.status not in _NO_POSIX_DELETE:
+                raise
+            file.set_delete()
 
 
 def nt_path(path: str) -> str:
@@ -309,3 +321,13 @@ def scratch_directory() -> Iterator[ScratchDirectory]:
 
 
 _numbers: Final = itertools.count()
+
+_NO_POSIX_DELETE: Final = frozenset(
+    (
+        ntstatus.INVALID_PARAMETER,
+        ntstatus.INVALID_DEVICE_REQUEST,
+        ntstatus.INVALID_INFO_CLASS,
+        ntstatus.NOT_SUPPORTED,
+    )
+)
+"""What file systems answer that do not know FileDispositionInformationEx."""
