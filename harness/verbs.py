@@ -13,7 +13,7 @@ from typing import TypeVar
 from harness import deployment, interrupts
 from harness.config import Configuration
 from harness.console import Console
-from harness.deployment import Plan
+from harness.deployment import Plan, StepResult
 from harness.machines import HeldMachine, held
 from harness.package import Package
 from harness.remote.guest import Guest
@@ -84,13 +84,15 @@ def test(configuration: Configuration, choices: Choices, build: Build, console: 
     started = time.monotonic()
     with held(configuration, choices.machine, driver) as machine:
         try:
-            package, address = _build_while_starting(machine, build, console)
+            package, address, steps = _build_while_starting(machine, build, console)
             view = RunView(console)
             runs = configuration.runs
             record = RunRecord(runs.directory, machine.name, keep=runs.keep, view=view)
             record.write(
                 "run", driver=driver.name, machine=machine.name, select=choices.select, **_made_of(package)
             )
+            for step in steps:
+                record.note(step)
             status = 1
             try:
                 with record.log.gathering():
@@ -113,14 +115,16 @@ def test(configuration: Configuration, choices: Choices, build: Build, console: 
 
 def _build_while_starting(
     machine: HeldMachine, build: Build, console: Console
-) -> tuple[Package, GuestAddress]:
+) -> tuple[Package, GuestAddress, list[StepResult]]:
     """Build, and bring the machine up meanwhile: each takes about a second, and neither needs the other."""
+    steps: list[StepResult] = []
     with ThreadPoolExecutor(1) as beside:
         starting = beside.submit(machine.restore, keep=False)
-        package = _timed(console, "build", build, lambda made: f"'{_relative(made.directory)}'")
+        package = _timed(console, "build", build, lambda made: f"'{_relative(made.directory)}'", steps)
         machine.check(package)
-        address = _timed(console, f"start the machine '{machine.name}'", starting.result, _where)
-    return package, address
+        what = f"start the machine '{machine.name}'"
+        address = _timed(console, what, starting.result, _where, steps)
+    return package, address, steps
 
 
 def _to_the_verdict(
@@ -160,11 +164,21 @@ def _unload(guest: Guest, plan: Plan, record: RunRecord) -> None:
         record.problem(error)
 
 
-def _timed(console: Console, name: str, action: Callable[[], _T], detail: Callable[[_T], str]) -> _T:
+def _timed(
+    console: Console,
+    name: str,
+    action: Callable[[], _T],
+    detail: Callable[[_T], str],
+    steps: list[StepResult] | None = None,
+) -> _T:
+    """Do one thing and show how long it took; also add it to `steps`."""
     console.transient(f"{name} ...")
     began = time.monotonic()
     result = action()
-    console.step(name, detail(result), time.monotonic() - began)
+    step = StepResult(name, detail(result), True, time.monotonic() - began)
+    console.step(step.name, step.detail, step.seconds)
+    if steps is not None:
+        steps.append(step)
     return result
 
 

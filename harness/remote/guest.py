@@ -11,7 +11,7 @@ from harness.log import Log
 from harness.remote.polling import wait_until
 from harness.remote.quoting import COMMAND_LINE_CHARACTERS, command_line
 from harness.remote.sftp import Sftp, Upload
-from harness.remote.winrm import CommandResult, WinRm
+from harness.remote.winrm import CommandResult, WinRm, shown_code
 from vm.deadline import Deadline
 from vm.errors import DeadlineExceededError, GuestError
 from vm.machine import GuestAddress
@@ -162,7 +162,7 @@ def failure(result: CommandResult, machine: str, *, hint: str | None = None) -> 
     said = result.output.strip().splitlines()
     text = f": {said[-1].strip()}" if said else ""
     code = result.exit_code
-    shown = f"{code}" if code < 0x10000 else f"0x{code:08X}"
+    shown = shown_code(code)
     if not hint and code in (1, 9009) and "is not recognized" in result.output:
         hint = f"'{program}' is not installed in the guest, or not in its PATH"
     return GuestError(

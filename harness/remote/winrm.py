@@ -311,7 +311,9 @@ class WinRm:
                     stderr=errors.decode("utf-8", errors="replace"),
                     seconds=time.monotonic() - started,
                 )
-                self._log.write(f"> {line}\nexit code {result.exit_code} after {result.seconds:.3f} s")
+                self._log.write(
+                    f"> {line}\nexit code {shown_code(result.exit_code)} after {result.seconds:.3f} s"
+                )
                 if result.exit_code and result.output:
                     self._log.write(_shorten(result.output, 4000))
                 return result
@@ -388,6 +390,11 @@ _ANY_FAILURE: tuple[type[Exception], ...] = (
 
 def _send(shell: str, command_id: str, piece: bytes, end: bool, protocol: Any) -> None:
     protocol.send_command_input(shell, command_id, piece, end=end)
+
+
+def shown_code(code: int) -> str:
+    """An exit code as people read it: small ones in decimal, statuses and HRESULTs in hexadecimal."""
+    return f"{code}" if code < 0x10000 else f"0x{code:08X}"
 
 
 def _shorten(text: str, limit: int = 120) -> str:

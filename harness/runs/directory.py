@@ -98,7 +98,12 @@ def _point(runs: Path, path: Path) -> None:
         draft.symlink_to(path.name, target_is_directory=True)
     except (OSError, NotImplementedError):
         draft.write_text(path.name + "\n", encoding="utf-8")
-    draft.replace(pointer)
+    try:
+        draft.replace(pointer)
+    except OSError:
+        # Windows does not rename over a link to a directory.
+        pointer.unlink(missing_ok=True)
+        draft.replace(pointer)
 
 
 def _runs(runs: Path) -> list[tuple[str, int, Path]]:

@@ -41,8 +41,12 @@ class RunRecord:
 
     def step(self, result: StepResult) -> None:
         """Write down and show one step of the way to the tests."""
-        self.journal.write("step", name=result.name, detail=result.detail, seconds=round(result.seconds, 3))
+        self.note(result)
         self.view.step(result.name, result.detail, result.seconds)
+
+    def note(self, result: StepResult) -> None:
+        """Write down a step that has been shown already."""
+        self.journal.write("step", name=result.name, detail=result.detail, seconds=round(result.seconds, 3))
 
     def problem(self, error: DownlinkError) -> None:
         """Write down what went wrong outside of any test."""
