@@ -224,7 +224,7 @@ def test_a_test_that_hangs_is_ended_and_shows_where_it_hung(bench: Callable[[str
 
 
 def test_a_bugcheck_names_the_test_in_flight_and_the_rule(bench: Callable[[str], Bench]) -> None:
-    sample = bench("def test_a(): pass\ndef test_b(): pass\n")
+    sample = bench("import threading\ndef test_a(): pass\ndef test_b(): threading.Event().wait()\n")
     crash = CrashReport(
         0xC4, "DRIVER_VERIFIER_DETECTED_VIOLATION", (1, 2, 3, 4), "freed twice", ("drv!Free+0x10",)
     )
