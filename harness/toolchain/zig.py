@@ -39,9 +39,18 @@ log = logging.getLogger(__name__)
 
 _JOBS = 2
 _BUILD_SECONDS = 300.0
+_ERRORS_SHOWN = 3
 
 # What the WDK defines for a driver of Windows 10 and later. NTDDI 0x0A00000C is what the layouts are asserted for.
-_DEFINITIONS = ("_WIN32_WINNT=0x0A00", "WINVER=0x0A00", "NTDDI_VERSION=0x0A00000C")
+_DEFINITIONS = (
+    "_WIN32_WINNT=0x0A00",
+    "WINVER=0x0A00",
+    "NTDDI_VERSION=0x0A00000C",
+    # mingw-w64 13 (ziglang 0.16) declares these two before wdm.h defines them as static functions, which with the
+    # Microsoft extensions makes one external definition in each object: keep the declarations away.
+    "__INTRINSIC_DEFINED_InterlockedBitTestAndSet=1",
+    "__INTRINSIC_DEFINED_InterlockedBitTestAndReset=1",
+)
 
 _COMPILE = (
     "-std=c17",
@@ -417,10 +426,11 @@ class _Build:
         if errors:
             if len(errors) == 1:
                 raise errors[0]
-            raise BuildError(
-                f"{len(errors)} files do not compile",
-                output="\n".join(error.output.rstrip() for error in errors),
-            )
+            # One broken header breaks every file, each time with the same message: some are enough.
+            shown = [error.output.rstrip() for error in errors[:_ERRORS_SHOWN]]
+            if len(errors) > _ERRORS_SHOWN:
+                shown.append(f"... and {len(errors) - _ERRORS_SHOWN} more files")
+            raise BuildError(f"{len(errors)} files do not compile", output="\n".join(shown))
         return names
 
     def _compile(self, flags: Sequence[str], source: Path, name: str) -> list[Path]:

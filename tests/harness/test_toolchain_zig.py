@@ -234,7 +234,7 @@ def test_a_file_that_was_only_touched_compiles_nothing(small: SmallDriver) -> No
     assert result.compiled == () and not result.linked
 
 
-def test_a_header_that_hides_another_is_noticed_when_it_is_included(small: SmallDriver) -> None:
+def test_a_header_that_was_included_only_later_is_watched_too(small: SmallDriver) -> None:
     small.build()
     small.one.write_text(ONE.replace("shared.h", "other.h"), encoding="utf-8")
     (small.one.parent / "other.h").write_text("#define SHARED 1\n", encoding="utf-8")
