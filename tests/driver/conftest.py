@@ -166,3 +166,14 @@ def refusal() -> Callable[..., int]:
         raise AssertionError("the connection was accepted")
 
     return attempt
+
+
+@pytest.fixture
+def observe(record_property: Callable[[str, object], None]) -> Callable[[str, object], None]:
+    """Put what a doubtful fact turned out to be into the report: `observe("U3", hresult)`."""
+
+    def note(fact: str, value: object) -> None:
+        shown = f"0x{value:08X}" if isinstance(value, int) and value > 0xFFFF else str(value)
+        record_property(f"observed:{fact}", shown)
+
+    return note

@@ -87,9 +87,22 @@ def test_a_port_in_a_directory_that_does_not_exist_is_not_found(refusal):
 
 
 @pytest.mark.fact("G3")
-def test_a_name_without_its_backslash_is_refused(refusal):
+def test_a_name_without_its_backslash_is_refused(refusal, observe):
     accepted = {0x800700A1, 0x8007007B, 0x80070003, hr.FILE_NOT_FOUND, hr.INVALID_PARAMETER}
-    assert refusal(GOOD.encode(), name="DownlinkPort") in accepted
+    result = refusal(GOOD.encode(), name="DownlinkPort")
+    observe("G3", result)
+    assert result in accepted
+
+
+@pytest.mark.fact("G4")
+def test_a_name_in_another_case_is_connected_or_not_found(observe):
+    try:
+        Port.connect(PORT_NAME.upper(), GOOD.encode()).close()
+        result = hr.S_OK
+    except PortError as error:
+        result = error.hresult
+    observe("G4", hr.describe(result).name)
+    assert result in {hr.S_OK, hr.FILE_NOT_FOUND}
 
 
 @pytest.mark.fact("P20", "P24", "G3")

@@ -133,12 +133,13 @@ def test_a_connection_whose_queue_is_full_and_unread_can_be_closed(observer, lis
 
 
 @pytest.mark.fact("G17")
-def test_a_request_that_is_pending_when_its_handle_is_closed_ends_with_an_error(listen):
+def test_a_request_that_is_pending_when_its_handle_is_closed_ends_with_an_error(listen, observe):
     listener = listen()
     operation = listener.port.begin_get()
     listener.port.close()
     completion = operation.completion(10)
     assert completion is not None, "the request is still pending after its handle was closed"
+    observe("G17", completion.hresult)
     assert completion.hresult in {hr.OPERATION_ABORTED, hr.INVALID_HANDLE}
 
 

@@ -15,8 +15,8 @@ from harness.client import files
 from harness.client import hresult as hr
 from harness.client.errors import InvalidParameterError, NoWaiterError, PortError
 from harness.client.listener import matching
-from harness.client.port import Message
-from harness.client.protocol import MASK_FILES, Kind
+from harness.client.port import Message, Port
+from harness.client.protocol import MASK_FILES, PORT_NAME, Connect, Kind
 
 SIZES = [1, 16, 4096, 1 << 20]
 
@@ -44,14 +44,18 @@ def outcome(action, *arguments, **options):
 @pytest.mark.fact("U3", "P10", "M4")
 @pytest.mark.parametrize("output_size", [0, 1, 16, 4096, 1 << 20])
 @pytest.mark.parametrize("size", SIZES)
-def test_a_message_to_the_driver_is_refused(listen, size, output_size):
-    assert outcome(listen().port.send, os.urandom(size), output_size) in REFUSED
+def test_a_message_to_the_driver_is_refused(listen, observe, size, output_size):
+    result = outcome(listen().port.send, os.urandom(size), output_size)
+    observe("U3", result)
+    assert result in REFUSED
 
 
 @pytest.mark.fact("U3", "U5")
 @pytest.mark.parametrize("output_size", [0, 16, 4096])
-def test_an_empty_message_is_refused(listen, output_size):
-    assert outcome(listen().port.send, b"", output_size) in REFUSED_EMPTY
+def test_an_empty_message_is_refused(listen, observe, output_size):
+    result = outcome(listen().port.send, b"", output_size)
+    observe("U5", result)
+    assert result in REFUSED_EMPTY
 
 
 @pytest.mark.fact("U3", "U5")
@@ -175,6 +179,14 @@ def test_a_client_that_is_killed_while_it_sends_is_disconnected_once(observer, a
     agent.kill()
     observer.wait_for("the killed client's end", matching(Kind.CLIENT_DISCONNECTED))
     assert fence(observer) == []
+
+
+@pytest.mark.fact("U3", "G2", "G12")
+@pytest.mark.parametrize("size", SIZES)
+def test_sending_on_a_synchronous_handle_is_refused(size):
+    context = Connect(event_mask=Kind.FILE_OPENED.bit).encode()
+    with Port.connect(PORT_NAME, context, synchronous=True) as port:
+        assert outcome(port.send, bytes(size), 16) in REFUSED
 
 
 @pytest.mark.fact("U3", "G2")

@@ -238,12 +238,13 @@ def test_a_queue_that_holds_everything_drops_nothing(listen, scratch):
 
 
 @pytest.mark.fact("S18", "G14")
-def test_a_message_outlives_a_request_that_is_too_small_for_it(listen, scratch):
+def test_a_message_outlives_a_request_that_is_too_small_for_it(listen, scratch, observe):
     listener = listen(event_mask=OPENED)
     small = listener.port.begin_get(HEADER_BYTES + 16)
     make(scratch, [0])
     with pytest.raises(BufferTooSmallError, match="0x8007007A") as caught:
         small.wait(10)
+    observe("S18", f"information {caught.value.information}")
     assert caught.value.information in {0, HEADER_BYTES + len_of_first(listener, scratch)}
     assert opened(listener.records, scratch) == [0]
 

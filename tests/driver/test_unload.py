@@ -92,10 +92,11 @@ def test_an_old_connection_stays_dead_when_the_filter_is_loaded_again(binding, m
 
 
 @pytest.mark.fact("C11", "X5", "G3")
-def test_nobody_can_connect_while_the_filter_is_unloaded(binding):
+def test_nobody_can_connect_while_the_filter_is_unloaded(binding, observe):
     binding.filter_unload(FILTER)
     with pytest.raises(PortError) as caught:
-        Port.connect(PORT_NAME, CONTEXT)
+        Port.connect(PORT_NAME, CONTEXT).close()
+    observe("C11", caught.value.hresult)
     assert caught.value.hresult in {hr.FILE_NOT_FOUND, hr.FLT_DELETING_OBJECT}
 
 
@@ -236,9 +237,10 @@ def test_a_filter_that_is_not_loaded_cannot_be_unloaded(binding):
 
 
 @pytest.mark.fact("L1")
-def test_a_filter_that_is_loaded_cannot_be_loaded_again(binding):
+def test_a_filter_that_is_loaded_cannot_be_loaded_again(binding, observe):
     with pytest.raises(PortError) as caught:
         binding.filter_load(FILTER)
+    observe("L1", caught.value.hresult)
     assert caught.value.hresult in {hr.SERVICE_ALREADY_RUNNING, 0x800700B7}
 
 
