@@ -46,6 +46,10 @@ class MemoryFaultError(Exception):
         self.access = access
 
 
+# Plain integers for the paths taken millions of times: arithmetic with the enumeration costs ten times as much.
+_READ = int(Access.READ)
+_WRITE = int(Access.WRITE)
+
 PageTable = dict[int, tuple[int, int]]
 """Virtual page number -> (physical address of the frame, Access as int)."""
 
@@ -99,15 +103,16 @@ class Memory:
 
     def map(self, address: int, size: int, access: int) -> None:
         """Back [address, address+size) with fresh zeroed frames. Both are page aligned; nothing is mapped there yet."""
+        allowed = int(access)
         for page in _page_range(address, size):
             table = self.table_of(page)
             assert page not in table, f"{page << PAGE_SHIFT:#x} is mapped already"
-            table[page] = (self.allocate_frame(), access)
+            table[page] = (self.allocate_frame(), allowed)
 
     def alias(self, address: int, target: int, size: int, access: int) -> None:
         """Map [address, address+size) to the frames that back `target`: an MDL's second view, for example."""
         for page, source in zip(_page_range(address, size), _page_range(target, size), strict=True):
-            self.table_of(page)[page] = (self.table_of(source)[source][0], access)
+            self.table_of(page)[page] = (self.table_of(source)[source][0], int(access))
 
     def unmap(self, address: int, size: int, *, release: bool = True) -> None:
         """Remove the mapping; the frames are free again unless `release` is False (they are aliased)."""
@@ -121,7 +126,7 @@ class Memory:
         """Change what the pages allow."""
         for page in _page_range(address, size):
             table = self.table_of(page)
-            table[page] = (table[page][0], access)
+            table[page] = (table[page][0], int(access))
         self.stale = True
 
     def switch_user(self, table: PageTable) -> None:
@@ -130,13 +135,13 @@ class Memory:
             self.user_pages = table
             self.stale = True
 
-    def is_mapped(self, address: int, access: int = Access.READ) -> bool:
+    def is_mapped(self, address: int, access: int = _READ) -> bool:
         """True if the byte at `address` allows `access`."""
         page = address >> PAGE_SHIFT
         entry = self.table_of(page).get(page)
         return entry is not None and entry[1] & access == access
 
-    def physical(self, address: int, access: int = Access.READ) -> int:
+    def physical(self, address: int, access: int = _READ) -> int:
         """Physical address of a virtual one.
 
         Raises:
@@ -173,14 +178,14 @@ class Memory:
         offset = address & 0xFFF
         if offset + size <= PAGE_SIZE:
             if size:
-                start = self.physical(address, Access.WRITE)
+                start = self.physical(address, _WRITE)
                 self.ram[start : start + size] = data
             return
         pieces = []
         done = 0
         while done < size:
             count = min(size - done, PAGE_SIZE - (address + done & 0xFFF))
-            pieces.append((self.physical(address + done, Access.WRITE), done, count))
+            pieces.append((self.physical(address + done, _WRITE), done, count))
             done += count
         view = memoryview(data)
         for start, done, count in pieces:
@@ -229,7 +234,7 @@ class Memory:
         return value - 0x1_0000_0000_0000_0000 if value & 0x8000_0000_0000_0000 else value
 
     def put8(self, address: int, value: int) -> None:
-        self.ram[self.physical(address, Access.WRITE)] = value & 0xFF
+        self.ram[self.physical(address, _WRITE)] = value & 0xFF
 
     def put16(self, address: int, value: int) -> None:
         self.write(address, _U16.pack(value & 0xFFFF))
@@ -238,13 +243,13 @@ class Memory:
         if address & 0xFFF > 0xFFC:
             self.write(address, _U32.pack(value & 0xFFFF_FFFF))
         else:
-            _U32.pack_into(self.ram, self.physical(address, Access.WRITE), value & 0xFFFF_FFFF)
+            _U32.pack_into(self.ram, self.physical(address, _WRITE), value & 0xFFFF_FFFF)
 
     def put64(self, address: int, value: int) -> None:
         if address & 0xFFF > 0xFF8:
             self.write(address, _U64.pack(value & 0xFFFF_FFFF_FFFF_FFFF))
         else:
-            _U64.pack_into(self.ram, self.physical(address, Access.WRITE), value & 0xFFFF_FFFF_FFFF_FFFF)
+            _U64.pack_into(self.ram, self.physical(address, _WRITE), value & 0xFFFF_FFFF_FFFF_FFFF)
 
     def c_string(self, address: int, limit: int = 4096) -> bytes:
         """The bytes up to a NUL, at most `limit`."""
