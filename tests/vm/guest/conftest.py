@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import threading
 import time
 import uuid
@@ -22,7 +23,7 @@ from vm.emulated.guest.drive import Drive
 from vm.emulated.guest.face import GuestFace
 from vm.emulated.guest.power import Power, PowerAction
 from vm.emulated.guest.processes import ProcessInformation, ProcessTable
-from vm.emulated.guest.settings import GuestSettings, Quotas
+from vm.emulated.guest.settings import GuestSettings
 from vm.emulated.guest.streams import STDERR, STDOUT, Cancellation, Output, Pipe
 from vm.emulated.registry import SERVICES, Registry
 from vm.machine import Condition
@@ -111,8 +112,9 @@ class Result:
 class Prompt:
     """Runs command lines in one session, without a network."""
 
-    def __init__(self, guest: Guest, computer: SmallComputer) -> None:
+    def __init__(self, guest: Guest, computer: SmallComputer, happened: list[PowerAction]) -> None:
         self.guest = guest
+        self.happened = happened
         self.computer = computer
         self.delivered: list[Callable[[], None]] = []
         self.cancellation = Cancellation()
@@ -181,9 +183,7 @@ def prompt(tmp_path: Path) -> Prompt:
         power=Power(happened.append),
         client_environment=lambda: {"DOWNLINK_EMULATED": "127.0.0.1:1:token"},
     )
-    prompt = Prompt(guest, computer)
-    prompt.happened = happened  # type: ignore[attr-defined]
-    return prompt
+    return Prompt(guest, computer, happened)
 
 
 @pytest.fixture
@@ -245,7 +245,7 @@ class Machine:
         """A paramiko client that accepts the guest's host key only."""
         transport = paramiko.Transport(("127.0.0.1", self.face.ssh_port))
         kind, text = self.face.host_key.split()
-        key = paramiko.PKey.from_type_string(kind, __import__("base64").b64decode(text))
+        key = paramiko.PKey.from_type_string(kind, base64.b64decode(text))
         transport.connect(hostkey=key, username=USER, password=password)
         client = paramiko.SFTPClient.from_transport(transport)
         assert client is not None
@@ -300,11 +300,6 @@ def until(condition: Callable[[], bool], what: str, seconds: float = 5.0) -> Non
     while not condition():
         deadline.check(what)
         pause.wait(0.005)
-
-
-@pytest.fixture
-def quotas() -> type[Quotas]:
-    return Quotas
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import http.client
 import os
 import socket
@@ -67,26 +68,44 @@ class Raw:
         timeout: str = "PT5S",
         size: int = 153600,
     ) -> tuple[int, ElementTree.Element]:
+        return self.send(
+            self.envelope(action, body, shell=shell, uri=uri, header=header, timeout=timeout, size=size)
+        )
+
+    def envelope(
+        self,
+        action: str,
+        body: str,
+        *,
+        shell: str | None,
+        uri: str = CMD_SHELL,
+        header: str = "",
+        timeout: str = "PT5S",
+        size: int = 153600,
+    ) -> str:
         prefixes = " ".join(f'xmlns:{prefix}="{name}"' for prefix, name in NAMESPACES.items())
         selectors = (
             f'<w:SelectorSet><w:Selector Name="ShellId">{shell}</w:Selector></w:SelectorSet>' if shell else ""
         )
-        return self.send(
+        return (
             f"<s:Envelope {prefixes}><s:Header><a:Action>{escape(action)}</a:Action><a:MessageID>uuid:1</a:MessageID>"
             f"<w:ResourceURI>{uri}</w:ResourceURI><w:OperationTimeout>{timeout}</w:OperationTimeout>"
             f"<w:MaxEnvelopeSize>{size}</w:MaxEnvelopeSize>{selectors}{header}</s:Header><s:Body>{body}</s:Body></s:Envelope>"
         )
+
+    @property
+    def authorization(self) -> str:
+        settings = self._machine.settings
+        return "Basic " + base64.b64encode(f"{settings.username}:{settings.password}".encode()).decode()
 
     def send(self, text: str) -> tuple[int, ElementTree.Element]:
         status, _, body = self.post(text.encode())
         return status, ElementTree.fromstring(body)
 
     def post(self, data: bytes, **headers: str) -> tuple[int, Any, bytes]:
-        settings = self._machine.settings
-        account = base64.b64encode(f"{settings.username}:{settings.password}".encode()).decode()
         connection = http.client.HTTPConnection("127.0.0.1", self._machine.face.winrm_port, timeout=20)
         try:
-            values = {"Authorization": f"Basic {account}", "Content-Type": "application/soap+xml"}
+            values = {"Authorization": self.authorization, "Content-Type": "application/soap+xml"}
             values |= {name.replace("_", "-"): value for name, value in headers.items()}
             connection.request("POST", "/wsman", data, {k: v for k, v in values.items() if v})
             response = connection.getresponse()
@@ -137,8 +156,6 @@ def test_input_reaches_a_command_and_ends(protocol: Any, shell: str) -> None:
     command = protocol.run_command(shell, line)
     for start in range(0, len(data), 100_000):
         protocol.send_command_input(shell, command, data[start : start + 100_000], end=start == 200_000)
-    import hashlib
-
     assert protocol.get_command_output(shell, command)[0].decode().strip() == hashlib.sha256(data).hexdigest()
 
 
@@ -312,6 +329,23 @@ def test_a_command_whose_output_nobody_takes_can_be_ended(machine: Any, wait_unt
     assert machine.face.processes.running() == []
 
 
+def test_output_for_a_client_that_went_away_waits_for_its_next_connection(machine: Any, raw: Raw) -> None:
+    protocol = machine.protocol()
+    shell = protocol.open_shell()
+    command = protocol.run_command(shell, 'python -c "print(input())"')
+    body = f'<rsp:Receive><rsp:DesiredStream CommandId="{command}">stdout stderr</rsp:DesiredStream></rsp:Receive>'
+    data = raw.envelope(f"{SHELL}/Receive", body, shell=shell, timeout="PT60S").encode()
+    with socket.create_connection(("127.0.0.1", machine.face.winrm_port)) as connection:
+        connection.sendall(
+            f"POST /wsman HTTP/1.1\r\nHost: x\r\nAuthorization: {raw.authorization}\r\n"
+            f"Content-Length: {len(data)}\r\n\r\n".encode()
+            + data
+        )
+    protocol.send_command_input(shell, command, b"kept\n", end=True)
+    assert protocol.get_command_output(shell, command)[0].strip() == b"kept"
+    protocol.close_shell(shell)
+
+
 # Faults
 
 
@@ -335,6 +369,9 @@ def test_input_after_the_end_or_for_another_stream_is_refused(machine: Any, raw:
     protocol.send_command_input(shell, command, b"x", end=True)
     with pytest.raises(WSManFaultError) as caught:
         protocol.send_command_input(shell, command, b"x")
+    assert caught.value.wsman_fault_code == 2150859147
+    with pytest.raises(WSManFaultError) as caught:
+        protocol.send_command_input(shell, command, b"", end=True)
     assert caught.value.wsman_fault_code == 2150859147
     body = f'<rsp:Send><rsp:Stream Name="stdout" CommandId="{command}">eA==</rsp:Stream></rsp:Send>'
     assert fault_of(raw(f"{SHELL}/Send", body, shell=shell)[1])[0] == 2150859147

@@ -166,16 +166,13 @@ def delete(call: Invocation) -> int:
 def copy(call: Invocation) -> int:
     """`copy [/y] [/b] source [target]`, also `copy /b a+b target`."""
     _, operands = _operands(call.tail)
-    words = [
-        word for word in " ".join(f'"{w}"' for w in operands).replace('"+"', '" "').split('"') if word.strip()
-    ]
-    joined = any("+" in operand for operand in operands)
-    if not words or len(words) > 2:
+    if not 1 <= len(operands) <= 2:
         call.err("The syntax of the command is incorrect.")
         return 1
-    target = words[1] if len(words) == 2 else "."
+    joined = "+" in operands[0]
+    target = operands[1] if len(operands) == 2 else "."
     sources: list[Path] = []
-    for pattern in words[0].split("+") if joined else [words[0]]:
+    for pattern in operands[0].split("+") if joined else [operands[0]]:
         found = [path for path in matching(pattern, call.session) if path.is_file()]
         if not found:
             raise WindowsPathError(ERROR_FILE_NOT_FOUND, pattern)
@@ -187,7 +184,7 @@ def copy(call: Invocation) -> int:
         place.write_bytes(data)
         count = 1
     else:
-        count = _each(sources, place, words[0], call, _copy_file)
+        count = _each(sources, place, operands[0], call, _copy_file)
     call.out(f"{count:>9} file(s) copied.")
     return 0
 

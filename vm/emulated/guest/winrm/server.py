@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import select
+import socket
 import socketserver
 import ssl
 import threading
@@ -202,6 +204,11 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(reply, token, context)
 
     def _send(self, reply: Reply, token: str | None, context: Any = None) -> None:
+        if reply.undelivered and self._client_gone():
+            # What a client did not wait for must be there for its next connection.
+            reply.undelivered()
+            self.close_connection = True
+            return
         body, content_type = reply.envelope, _SOAP
         if context is not None:
             body, content_type = sealing.seal(context, reply.envelope), sealing.CONTENT_TYPE
@@ -213,6 +220,16 @@ class _Handler(BaseHTTPRequestHandler):
             raise
         if reply.delivered:
             reply.delivered()
+
+    def _client_gone(self) -> bool:
+        """True if the client has closed the connection; TLS sockets cannot be asked without reading."""
+        if self.server.tls is not None:
+            return False
+        readable, _, _ = select.select([self.connection], [], [], 0)
+        try:
+            return bool(readable) and self.connection.recv(1, socket.MSG_PEEK) == b""
+        except OSError:
+            return True
 
     def _body(self) -> bytes | None:
         """The whole body; None when the request was refused for its length."""
