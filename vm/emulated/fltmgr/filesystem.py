@@ -475,6 +475,10 @@ class FileSystem:
             raise StatusError(STATUS_NO_SUCH_FILE if first else STATUS_NO_MORE_FILES)
         return found
 
+    def continue_after(self, opened: Open, entry: Entry) -> None:
+        """Go back to an entry of the last query: the next one starts behind it."""
+        opened.position = f"\0{entry.name}" if entry.name in (".", "..") else fold(entry.name)
+
     def _entries_after(self, node: Node, position: str | None) -> list[tuple[str, Entry]]:
         assert node.children is not None
         entries: list[tuple[str, Entry]] = []
