@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 AREAS = (
     "debug",
     "irql",
+    "lists",
     "memory",
     "mutexes",
     "objects",

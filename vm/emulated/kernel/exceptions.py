@@ -8,6 +8,7 @@ from vm.emulated.cpu.engine import Stop, StopKind
 from vm.emulated.cpu.memory import Access, MemoryFaultError
 from vm.emulated.kernel import bugcheck as bc
 from vm.emulated.kernel.bugcheck import Bugcheck, GuestException
+from vm.emulated.kernel.handlers import Handlers
 from vm.emulated.kernel.status import (
     STATUS_ACCESS_VIOLATION,
     STATUS_ASSERTION_FAILURE,
@@ -40,6 +41,7 @@ class Exceptions:
 
     def __init__(self, kernel: Kernel) -> None:
         self.kernel = kernel
+        self.handlers = Handlers(kernel)
 
     def processor_stop(self, thread: KThread, frame: GuestFrame, stop: Stop) -> None:
         """Driver code stopped at `stop.pc` for another reason than a trap."""
@@ -181,8 +183,13 @@ class Exceptions:
     def dispatch(
         self, thread: KThread, error: GuestException, pc: int, *, export_return: int | None = None
     ) -> None:
-        """Find a handler of the driver for a structured exception, or bugcheck."""
-        self.unhandled(thread, error, pc)
+        """Find a handler of the driver for a structured exception and run it, or bugcheck.
+
+        Args:
+            pc: where the exception is said to have happened.
+            export_return: return address of the export that raised it; None for the processor's own.
+        """
+        self.handlers.dispatch(thread, error, pc, raised_by_export=export_return is not None)
 
     def unhandled(self, thread: KThread, error: GuestException, pc: int) -> None:
         """No handler takes the exception: the bugcheck that Windows shows for it."""

@@ -458,15 +458,19 @@ class Kernel:
         driver = self.image_of(site)
         return (driver.name if driver is not None else "nt"), site
 
-    def describe(self, address: int) -> str:
-        """An address as 'driver!Function+0x12 (file.c:34)', as far as symbols are known."""
+    def describe(self, address: int, *, is_return: bool = False) -> str:
+        """An address as 'driver!Function+0x12 (file.c:34)', as far as symbols are known.
+
+        Args:
+            is_return: it is a return address; the line is then that of the call before it.
+        """
         for driver in self.drivers:
             if driver.base <= address < driver.end:
                 rva = address - driver.base
-                location = driver.symbols.lookup(rva) if driver.symbols is not None else None
+                location = driver.symbols.lookup(rva - is_return) if driver.symbols is not None else None
                 if location is None or location.function is None:
                     return f"{driver.name}+{rva:#x}"
-                text = f"{driver.name}!{location.function}+{location.offset:#x}"
+                text = f"{driver.name}!{location.function}+{location.offset + is_return:#x}"
                 return (
                     f"{text} ({location.file.replace(chr(92), '/').rpartition('/')[2]}:{location.line})"
                     if location.file
