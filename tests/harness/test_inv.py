@@ -154,6 +154,20 @@ def test_an_installation_that_was_cut_off_is_repaired_by_the_next_call(checkout:
     assert checkout.log() == ["venv", "pip", "venv", "pip"]
 
 
+def test_an_update_that_was_cut_off_is_repaired_from_nothing(checkout: Checkout) -> None:
+    checkout.inv("--list")
+    (checkout.root / "pyproject.toml").write_text("[project]\nname = 'x'\n", encoding="utf-8")
+    process = checkout.start("test", SLOW="30")
+    wait_until(lambda: checkout.log() == ["venv", "pip", "pip"])
+    os.killpg(process.pid, 9)
+    process.communicate(timeout=SECONDS)
+    # Back to what was installed before: only the missing stamp tells that the installation is in pieces.
+    (checkout.root / "pyproject.toml").write_text("[project]\n", encoding="utf-8")
+
+    assert checkout.inv("--list").returncode == 0
+    assert checkout.log() == ["venv", "pip", "pip", "venv", "pip"]
+
+
 def test_concurrent_calls_install_once_and_both_run(checkout: Checkout) -> None:
     processes = [checkout.start("--list", SLOW="1") for _ in range(3)]
     outputs = [process.communicate(timeout=SECONDS) for process in processes]

@@ -336,6 +336,29 @@ def test_an_interrupted_upload_counts_as_none(bench: Callable[[str], Bench]) -> 
     assert "C:\\Downlink\\suites\\test_sample.py" in sample.guest.sent
 
 
+def test_an_upload_that_breaks_off_leaves_no_manifest_that_vouches_for_it(
+    bench: Callable[[str], Bench],
+) -> None:
+    sample = bench("def test_a(): pass\n")
+    sample.run()
+    (sample.suites / "test_sample.py").write_text("def test_b(): pass\n", encoding="utf-8")
+    put = sample.guest.put
+
+    def break_off(*_: object) -> int:
+        raise ConnectionLostError("the connection was lost")
+
+    sample.guest.put = break_off  # type: ignore[method-assign]
+    with pytest.raises(ConnectionLostError):
+        sample.run()
+    assert not sample.guest.path(upload.MANIFEST).exists()
+
+    sample.guest.put, sample.guest.sent = put, []  # type: ignore[method-assign]
+    results, _ = sample.run()
+
+    assert outcomes(results) == {"test_b": "passed"}
+    assert "C:\\Downlink\\lib\\guest_plugin.py" in sample.guest.sent
+
+
 def test_a_driver_without_suites_is_a_mistake_in_the_configuration(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="there is no suite"):
         upload.gather(ROOT, tmp_path / "nowhere", tmp_path)
