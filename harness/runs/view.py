@@ -13,6 +13,12 @@ from harness.runs.results import Outcome, Results, TestResult
 FAILURE_LINES = 30
 """Most lines of one failure on the console; the report has all of it."""
 
+FAILURES_SHOWN = 10
+"""Most failures that are shown with their text; when a machine is broken every test fails for the same reason."""
+
+FAILURES_NAMED = 30
+"""Most failures that get a line while the run goes on."""
+
 
 class RunView:
     """Shows events as they come: failures as lines, everything else as progress."""
@@ -43,7 +49,8 @@ class RunView:
                 self._in_file.append(event["outcome"])
                 if not Outcome(event["outcome"]).good:
                     self._failed += 1
-                    self._console.line(f"  {self._bad(event['outcome'])}  {event['id']}")
+                    if self._failed <= FAILURES_NAMED:
+                        self._console.line(f"  {self._bad(event['outcome'])}  {event['id']}")
             case "end":
                 self._end_file()
 
@@ -55,9 +62,14 @@ class RunView:
         """What failed and why, what the machine says, and the verdict as the last line."""
         self._end_file()
         console = self._console
-        for test in results.tests:
-            if not test.outcome.good and test.outcome is not Outcome.NOT_RUN:
-                self._failure(test)
+        bad = [
+            test for test in results.tests if not test.outcome.good and test.outcome is not Outcome.NOT_RUN
+        ]
+        for test in bad[:FAILURES_SHOWN]:
+            self._failure(test)
+        if len(bad) > FAILURES_SHOWN:
+            console.line()
+            console.line(f"and {len(bad) - FAILURES_SHOWN} more, all of them in '{run / 'report.html'}'")
         for crash in results.crashes:
             self._crash(crash, results.in_flight)
         for violation in results.violations:

@@ -18,7 +18,7 @@ from harness.runs import directory, junit, report, runner, upload
 from harness.runs.directory import RunDirectory
 from harness.runs.journal import Event, Journal, read
 from harness.runs.record import RunRecord
-from harness.runs.results import Outcome, Results, collect
+from harness.runs.results import Outcome, Results, TestResult, collect
 from harness.runs.view import RunView
 from tests.harness.remote_doubles import LocalGuest, MachineDouble
 from vm.deadline import Deadline
@@ -489,3 +489,13 @@ def test_the_view_shows_failures_as_they_happen_and_counts_by_file() -> None:
     assert lines[0] == "running 2 tests in the guest"
     assert lines[1] == "  failed  a.py::y"
     assert lines[2].endswith("a.py: 1 passed, 1 failed")
+
+
+def test_a_run_in_which_everything_fails_shows_the_first_failures_and_counts_the_rest() -> None:
+    tests = tuple(TestResult(f"a.py::t{n}", Outcome.FAILED, text=f"E   reason {n}") for n in range(40))
+    out = io.StringIO()
+
+    RunView(Console(out, color=False)).summary(Results(tests, ended=True), Path("runs/x"))
+
+    assert "reason 9" in out.getvalue() and "reason 10" not in out.getvalue()
+    assert "and 30 more, all of them in 'runs/x/report.html'" in out.getvalue()
