@@ -57,6 +57,7 @@ def look(root: Path, machine: str | None) -> Iterator[Finding]:
     for name in ("unicorn", "ziglang", "pywinrm", "paramiko", "pytest"):
         yield _distribution(name)
     yield _compiler()
+    yield _guarded("certificate", lambda: _certificate(root))
     yield _disk(root)
     yield _loopback()
     configuration = None
@@ -109,6 +110,17 @@ def _compiler() -> Finding:
             "compiler", "error", said[-1] if said else f"exit status {done.returncode}", "zig runs"
         )
     return Finding("compiler", "ok", f"zig {done.stdout.strip()}")
+
+
+def _certificate(root: Path) -> Finding:
+    """The test certificate of this checkout; there is none before the first build, which makes it."""
+    directory = root / ".cache" / "signing"
+    if not any(directory.glob("*.pem")):
+        return Finding("certificate", "ok", "none yet, the first build makes it")
+    from harness.signing import load_or_create_identity
+
+    identity = load_or_create_identity(directory)
+    return Finding("certificate", "ok", f"{identity.subject}, valid until {identity.not_after:%Y-%m-%d}")
 
 
 def _disk(root: Path) -> Finding:
