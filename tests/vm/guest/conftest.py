@@ -15,7 +15,12 @@ import pytest
 from winrm.protocol import Protocol
 
 from vm.deadline import Deadline
-from vm.emulated.computer import FilterInformation, InstanceInformation, VolumeInformation
+from vm.emulated.computer import (
+    FilterInformation,
+    InstanceInformation,
+    MachineStoppedError,
+    VolumeInformation,
+)
 from vm.emulated.guest import boot, python_image
 from vm.emulated.guest.commands.interpreter import Streams, run_line
 from vm.emulated.guest.commands.session import Environment, Guest, Session
@@ -44,6 +49,8 @@ class SmallComputer:
     loaded: dict[str, list[str]] = field(default_factory=dict)
     refuse: dict[str, int] = field(default_factory=dict)
     calls: list[tuple[object, ...]] = field(default_factory=list)
+    hang: threading.Event | None = None
+    """While set up, an unload waits for this event and then finds the machine stopped."""
 
     def load_filter(self, name: str) -> int:
         self.calls.append(("load", name))
@@ -56,6 +63,9 @@ class SmallComputer:
 
     def unload_filter(self, name: str) -> int:
         self.calls.append(("unload", name))
+        if self.hang is not None:
+            self.hang.wait()
+            raise MachineStoppedError
         if "unload" in self.refuse:
             return self.refuse["unload"]
         return 0 if self.loaded.pop(name, None) is not None else STATUS_FLT_FILTER_NOT_FOUND

@@ -54,6 +54,24 @@ def test_variables_and_the_directory_belong_to_the_session(prompt: Any) -> None:
     assert prompt("set GREETING=& set GREETING").code == 1
 
 
+@pytest.mark.parametrize(
+    ("line", "directory"),
+    [
+        ("cd sub", "C:\\Work\\sub"),
+        ("cd sub& cd ..", "C:\\Work"),
+        ("cd..", "C:\\"),
+        ("cd \\", "C:\\"),
+        ("cd /d C:/Users/lab", "C:\\Users\\lab"),
+        ("cd ..\\..\\..", "C:\\"),
+        ('cd "sub\\..\\sub"', "C:\\Work\\sub"),
+    ],
+)
+def test_the_directory_moves_as_on_windows(prompt: Any, line: str, directory: str) -> None:
+    prompt("mkdir sub")
+    assert prompt(line).code == 0
+    assert prompt("cd").out == directory + "\r\n"
+
+
 def test_exit_ends_the_line_with_its_code(prompt: Any) -> None:
     result = prompt("echo a& exit /b 7& echo b")
     assert (result.code, result.out) == (7, "a\r\n")

@@ -96,6 +96,34 @@ def test_while_the_guest_boots_connections_are_closed_at_once(own_machine: Calla
     protocol.close_shell(protocol.open_shell())
 
 
+def test_a_command_that_hangs_in_the_kernel_holds_nobody_up(
+    own_machine: Callable[..., Any], run_command: Any, wait_until: Any
+) -> None:
+    machine = own_machine()
+    hung = machine.computer
+    hung.hang = threading.Event()
+    machine.face._on_new_boot = lambda: (machine._new_boot(), hung.hang.set())
+    protocol = machine.protocol("ntlm")
+    shell = protocol.open_shell()
+    command = protocol.run_command(shell, "fltmc unload Downlink")
+    wait_until(lambda: hung.calls, "the unload")
+    assert run_command(protocol, shell, "echo alive")[0] == b"alive\r\n"
+    began = time.monotonic()
+    protocol.cleanup_command(shell, command)
+    assert time.monotonic() - began < 4
+    protocol.run_command(shell, "fltmc unload Downlink")
+    wait_until(lambda: len(hung.calls) == 2, "the second unload")
+    began = time.monotonic()
+    machine.face.restart()
+    assert time.monotonic() - began < 4
+    client = machine.protocol("ntlm")
+    assert run_command(client, client.open_shell(), "echo alive")[0] == b"alive\r\n"
+    wait_until(
+        lambda: not [thread for thread in threading.enumerate() if thread.name.startswith("guest command")],
+        "the end of the commands that hung",
+    )
+
+
 def test_testsigning_and_deleted_services_settle_at_the_restart(
     own_machine: Callable[..., Any], run_command: Any
 ) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import datetime
 import hashlib
+import os
+import threading
 from typing import Any
 
 import pytest
@@ -108,6 +110,13 @@ def test_fltmc_says_nothing_on_success_and_hresult_with_text_on_failure(prompt: 
         "Unload failed with error: 0x801f0010",
         "Do not detach the filter from the volume at this time.",
     ]
+
+
+def test_a_machine_that_stops_under_a_command_is_an_error_of_the_command(prompt: Any) -> None:
+    prompt.computer.hang = threading.Event()
+    prompt.computer.hang.set()
+    result = prompt("fltmc unload Downlink")
+    assert (result.code, result.err) == (1115, "A system shutdown is in progress.\r\n")
 
 
 def test_fltmc_lists_filters_instances_and_volumes(prompt: Any) -> None:
@@ -332,8 +341,6 @@ def test_tasklist_shows_the_guests_processes_only(prompt: Any) -> None:
 
 
 def test_taskkill_does_not_reach_processes_of_the_host(prompt: Any) -> None:
-    import os
-
     result = prompt(f"taskkill /f /pid {os.getpid()}")
     assert result.code == 128
     assert result.err == f'ERROR: The process "{os.getpid()}" not found.\r\n'

@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from vm.deadline import Deadline
 from vm.emulated.guest.commands import catalog
 from vm.emulated.guest.commands.interpreter import Streams, run_line, run_program
 from vm.emulated.guest.commands.parsing import split_words
@@ -19,7 +20,8 @@ from vm.emulated.guest.winrm import faults
 
 log = logging.getLogger(__name__)
 
-_END_DEADLINE_SECONDS = 10.0
+_END_SECONDS = 2.0
+"""A command that hangs in the kernel (an unload that never ends) is not waited for longer, as on Windows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,14 +62,14 @@ class Command:
         """Ctrl+C: end its processes; the output stays to be received and the exit code tells."""
         self.cancellation.cancel()
 
-    def terminate(self) -> None:
-        """End it and forget its output; waits until its processes are gone."""
+    def terminate(self, deadline: Deadline) -> None:
+        """End it and forget its output; waits until its processes are gone, or the deadline passes."""
         self.cancellation.cancel()
         self.output.close()
         self.delivered()
-        self._thread.join(_END_DEADLINE_SECONDS)
+        self._thread.join(deadline.remaining)
         if self._thread.is_alive():
-            log.error("the guest command %s does not end", self.identifier)
+            log.warning("the guest command %s hangs in the kernel and is left behind", self.identifier)
 
     def after_delivery(self, callback: Callable[[], None]) -> None:
         """Run `callback` once the client has the end of the command, or has given it up."""
@@ -172,7 +174,7 @@ class Shell:
         """End a command and forget it."""
         with self._lock:
             self._commands.pop(command.identifier, None)
-        command.terminate()
+        command.terminate(Deadline.after(seconds=_END_SECONDS))
 
     def close(self) -> None:
         """End all commands and start no more."""
@@ -182,8 +184,9 @@ class Shell:
             self._commands.clear()
         for command in commands:
             command.cancellation.cancel()
+        deadline = Deadline.after(seconds=_END_SECONDS)
         for command in commands:
-            command.terminate()
+            command.terminate(deadline)
 
     def session(self, command: Command) -> Session:
         """A fresh cmd.exe session for one command."""
@@ -231,7 +234,7 @@ class ShellTable:
         self._changed.set()
         self.clear()
         if self._janitor is not None:
-            self._janitor.join(_END_DEADLINE_SECONDS)
+            self._janitor.join(_END_SECONDS)
 
     def clear(self) -> None:
         """Delete all shells and what runs in them: a restart."""
