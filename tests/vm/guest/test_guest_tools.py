@@ -291,6 +291,13 @@ def test_the_boot_identity_is_readable_by_reg(prompt: Any) -> None:
     assert prompt(line).lines[-1].split() == ["BootId", "REG_DWORD", "0x2"]
 
 
+def test_version_and_secure_boot_are_readable_by_reg(prompt: Any) -> None:
+    version = 'reg query "HKLM\\SOFTWARE\\Microsoft\\Windows NT\\CurrentVersion" /v CurrentBuild'
+    assert prompt(version).lines[-1].split() == ["CurrentBuild", "REG_SZ", "26100"]
+    state = "reg query HKLM\\SYSTEM\\CurrentControlSet\\Control\\SecureBoot\\State /v UEFISecureBootEnabled"
+    assert prompt(state).lines[-1].split()[-1] == "0x0"
+
+
 def test_shutdown_waits_for_its_own_delivery(prompt: Any, wait_until: Any) -> None:
     assert prompt("shutdown /r /t 0 /f").code == 0
     assert prompt.happened == []

@@ -15,6 +15,11 @@ from vm.emulated.registry import (
     ValueTypeError,
 )
 
+WINDOWS_VERSION = "10.0.26100.1742"
+"""The version that the emulated guest states: Windows Server 2025."""
+PRODUCT_NAME = "Windows Server 2025 Standard Evaluation"
+
+_CURRENT_VERSION = "HKLM\\SOFTWARE\\Microsoft\\Windows NT\\CurrentVersion"
 CONTROL = "HKLM\\SYSTEM\\CurrentControlSet\\Control"
 BOOT_COUNTER_KEY = f"{CONTROL}\\Session Manager\\Memory Management\\PrefetchParameters"
 BOOT_COUNTER_VALUE = "BootId"
@@ -26,11 +31,19 @@ _TESTSIGNING = f"{_ELEMENTS}\\16000049"
 
 
 def prepare(registry: Registry, *, testsigning: bool) -> None:
-    """Give a registry that has never booted its boot configuration; one that has is left alone."""
-    if not registry.exists(_ELEMENTS):
-        registry.create_key(_ELEMENTS)
-        if testsigning:
-            set_testsigning(registry, on=True)
+    """Give a registry that has never booted its boot configuration and version; one that has is left alone."""
+    if registry.exists(_ELEMENTS):
+        return
+    registry.create_key(_ELEMENTS)
+    if testsigning:
+        set_testsigning(registry, on=True)
+    registry.set_dword(f"{CONTROL}\\SecureBoot\\State", "UEFISecureBootEnabled", 0)
+    version, build, revision = WINDOWS_VERSION.rsplit(".", 2)
+    registry.set_string(_CURRENT_VERSION, "ProductName", PRODUCT_NAME)
+    registry.set_string(_CURRENT_VERSION, "CurrentBuild", build)
+    registry.set_string(_CURRENT_VERSION, "CurrentBuildNumber", build)
+    registry.set_dword(_CURRENT_VERSION, "CurrentMajorVersionNumber", int(version.split(".")[0]))
+    registry.set_dword(_CURRENT_VERSION, "UBR", int(revision))
 
 
 def begin(registry: Registry) -> None:

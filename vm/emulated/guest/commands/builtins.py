@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import re
 
+from vm.emulated.guest.boot import WINDOWS_VERSION
 from vm.emulated.guest.commands.session import ExitError, Invocation
 from vm.emulated.guest.drive import ERROR_DIRECTORY, ERROR_PATH_NOT_FOUND, WindowsPathError
-
-WINDOWS_VERSION = "10.0.26100.1742"
-"""The build that the emulated guest states."""
 
 
 def echo(call: Invocation) -> int:

@@ -6,7 +6,7 @@ import csv
 import io
 import time
 
-from vm.emulated.guest.commands.builtins import WINDOWS_VERSION
+from vm.emulated.guest.boot import PRODUCT_NAME, WINDOWS_VERSION
 from vm.emulated.guest.commands.session import Invocation
 
 _PRIVILEGES = (
@@ -49,7 +49,7 @@ def systeminfo(call: Invocation) -> int:
     boot = time.localtime(call.guest.computer().boot_time)
     facts = [
         ("Host Name", call.guest.settings.computer_name),
-        ("OS Name", "Microsoft Windows Server 2025 Standard Evaluation"),
+        ("OS Name", f"Microsoft {PRODUCT_NAME}"),
         ("OS Version", f"{WINDOWS_VERSION.rsplit('.', 1)[0]} N/A Build {WINDOWS_VERSION.split('.')[2]}"),
         ("OS Manufacturer", "Microsoft Corporation"),
         ("OS Configuration", "Standalone Server"),

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from xml.sax.saxutils import escape
 
 from vm.deadline import Deadline
-from vm.emulated.guest.commands.builtins import WINDOWS_VERSION
+from vm.emulated.guest.boot import WINDOWS_VERSION
 from vm.emulated.guest.commands.session import DEFAULT_CODE_PAGE, Guest, codec_of
 from vm.emulated.guest.drive import WindowsPathError
 from vm.emulated.guest.streams import CommandTerminatedError, InputEndedError, Received
