@@ -69,12 +69,13 @@ const FLT_OPERATION_REGISTRATION DownlinkOperations[] = {
     {.MajorFunction = IRP_MJ_OPERATION_END},
 };
 
-/* What all events of an operation have in common. */
-static VOID DownlinkFillEvent(_Out_ PDOWNLINK_EVENT Event, _In_ USHORT Kind, _In_ PFLT_CALLBACK_DATA Data)
+/* What all events of an operation have in common. Before an operation its own status says nothing yet. */
+static VOID DownlinkFillEvent(_Out_ PDOWNLINK_EVENT Event, _In_ USHORT Kind, _In_ PFLT_CALLBACK_DATA Data,
+                              _In_ NTSTATUS Status)
 {
     RtlZeroMemory(Event, sizeof(*Event));
     Event->Kind = Kind;
-    Event->Status = Data->IoStatus.Status;
+    Event->Status = Status;
     Event->ProcessId = FltGetRequestorProcessId(Data);
     Event->ThreadId = HandleToULong((Data->Thread != NULL) ? PsGetThreadId(Data->Thread) : PsGetCurrentThreadId());
     KeQuerySystemTimePrecise(&Event->Time);
@@ -90,10 +91,13 @@ static VOID DownlinkFlagDirectory(_Inout_ PDOWNLINK_EVENT Event, _In_ PCFLT_RELA
     }
 }
 
-/* Volumes and paging files are no files that anybody wants to hear of. */
+/*
+ * Volumes and paging files are no files that anybody wants to hear of, and the directory that a rename opens to move
+ * something into is part of that rename.
+ */
 static BOOLEAN DownlinkIsFileCreate(_In_ PFLT_CALLBACK_DATA Data, _In_ PCFLT_RELATED_OBJECTS FltObjects)
 {
-    return !FlagOn(Data->Iopb->OperationFlags, SL_OPEN_PAGING_FILE) &&
+    return !FlagOn(Data->Iopb->OperationFlags, SL_OPEN_PAGING_FILE | SL_OPEN_TARGET_DIRECTORY) &&
            !FlagOn(FltObjects->FileObject->Flags, FO_VOLUME_OPEN);
 }
 
@@ -152,7 +156,7 @@ static _Use_decl_annotations_ FLT_POSTOP_CALLBACK_STATUS FLTAPI DownlinkPostCrea
 
     if (succeeded ? DownlinkIsWanted(DOWNLINK_MASK(DownlinkFileOpened))
                   : DownlinkIsFailureWanted(DOWNLINK_MASK(DownlinkFileOpened))) {
-        DownlinkFillEvent(&event, DownlinkFileOpened, Data);
+        DownlinkFillEvent(&event, DownlinkFileOpened, Data, Data->IoStatus.Status);
         if (succeeded) {
             event.Detail = (ULONG)Data->IoStatus.Information;
             DownlinkFlagDirectory(&event, FltObjects);
@@ -209,12 +213,13 @@ Exit:
     return callbackStatus;
 }
 
-static VOID DownlinkPublishWrite(_In_ PFLT_CALLBACK_DATA Data, _In_ USHORT Kind, _In_ ULONGLONG Value)
+static VOID DownlinkPublishWrite(_In_ PFLT_CALLBACK_DATA Data, _In_ USHORT Kind, _In_ NTSTATUS Status,
+                                 _In_ ULONGLONG Value)
 {
     PFLT_FILE_NAME_INFORMATION name;
     DOWNLINK_EVENT event;
 
-    DownlinkFillEvent(&event, Kind, Data);
+    DownlinkFillEvent(&event, Kind, Data, Status);
     event.Value = Value;
     name = DownlinkQueryName(Data);
     DownlinkSetEventPath(&event, name);
@@ -236,7 +241,7 @@ static _Use_decl_annotations_ FLT_POSTOP_CALLBACK_STATUS FLTAPI DownlinkSafePost
 
     if (!NT_SUCCESS(Data->IoStatus.Status)) {
         if (DownlinkIsFailureWanted(DOWNLINK_MASK(DownlinkFileWritten))) {
-            DownlinkPublishWrite(Data, DownlinkFileWritten, 0);
+            DownlinkPublishWrite(Data, DownlinkFileWritten, Data->IoStatus.Status, 0);
         }
         goto Exit;
     }
@@ -244,14 +249,14 @@ static _Use_decl_annotations_ FLT_POSTOP_CALLBACK_STATUS FLTAPI DownlinkSafePost
     context = DownlinkReferenceHandleContext(FltObjects, TRUE);
     if (context == NULL) {
         /* No place to add up: every write is told. */
-        DownlinkPublishWrite(Data, DownlinkFileWritten, (ULONGLONG)bytes);
+        DownlinkPublishWrite(Data, DownlinkFileWritten, STATUS_SUCCESS, (ULONGLONG)bytes);
         goto Exit;
     }
 
     InterlockedExchangeAdd64(&context->BytesWritten, bytes);
     if ((context->FirstReported == 0) && (InterlockedExchange(&context->FirstReported, 1) == 0)) {
         InterlockedExchangeAdd64(&context->BytesReported, bytes);
-        DownlinkPublishWrite(Data, DownlinkFileWritten, (ULONGLONG)bytes);
+        DownlinkPublishWrite(Data, DownlinkFileWritten, STATUS_SUCCESS, (ULONGLONG)bytes);
     }
     FltReleaseContext(context);
 
@@ -296,7 +301,7 @@ static VOID DownlinkPublishRename(_In_ PFLT_CALLBACK_DATA Data, _In_ PCFLT_RELAT
     PFLT_FILE_NAME_INFORMATION newName = NULL;
     DOWNLINK_EVENT event;
 
-    DownlinkFillEvent(&event, DownlinkFileRenamed, Data);
+    DownlinkFillEvent(&event, DownlinkFileRenamed, Data, Data->IoStatus.Status);
     DownlinkFlagDirectory(&event, FltObjects);
     DownlinkSetEventPath(&event, OldName);
     if (NT_SUCCESS(Data->IoStatus.Status)) {
@@ -345,10 +350,10 @@ static VOID DownlinkPublishTotals(_In_ PFLT_CALLBACK_DATA Data, _Inout_ PDOWNLIN
     LONG64 unreported = written - InterlockedExchange64(&Context->BytesReported, written);
 
     if ((unreported > 0) && DownlinkIsWanted(DOWNLINK_MASK(DownlinkFileWritten))) {
-        DownlinkPublishWrite(Data, DownlinkFileWritten, (ULONGLONG)unreported);
+        DownlinkPublishWrite(Data, DownlinkFileWritten, STATUS_SUCCESS, (ULONGLONG)unreported);
     }
     if (DownlinkIsWanted(DOWNLINK_MASK(DownlinkFileClosed))) {
-        DownlinkPublishWrite(Data, DownlinkFileClosed, (ULONGLONG)written);
+        DownlinkPublishWrite(Data, DownlinkFileClosed, STATUS_SUCCESS, (ULONGLONG)written);
     }
 }
 
@@ -418,7 +423,7 @@ static _Use_decl_annotations_ FLT_POSTOP_CALLBACK_STATUS FLTAPI DownlinkPostClea
 
     context = DownlinkReferenceStreamContext(FltObjects, FALSE);
     if ((context != NULL) && (InterlockedExchange(&context->DeleteReported, 1) == 0)) {
-        DownlinkFillEvent(&event, DownlinkFileDeleted, Data);
+        DownlinkFillEvent(&event, DownlinkFileDeleted, Data, STATUS_SUCCESS);
         if (context->IsDirectory != 0) {
             event.Flags |= DOWNLINK_RECORD_DIRECTORY;
         }
