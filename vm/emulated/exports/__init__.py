@@ -12,13 +12,17 @@ if TYPE_CHECKING:
     from vm.emulated.exports.declare import Export
 
 AREAS = (
+    "crt",
     "debug",
     "irql",
     "lists",
+    "mdl",
     "memory",
     "mutexes",
+    "names",
     "objects",
     "pool",
+    "resources",
     "rundown",
     "spinlocks",
     "strings",
