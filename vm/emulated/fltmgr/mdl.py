@@ -3,22 +3,35 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from vm.emulated.cpu.memory import PAGE_SHIFT, PAGE_SIZE, Access, MemoryFaultError, pages
-from vm.emulated.fltmgr.requests import STATUS_INVALID_USER_BUFFER, address_space
 from vm.emulated.kernel.objects import StatusError
 
 if TYPE_CHECKING:
     from vm.emulated.kernel.kernel import Kernel
     from vm.emulated.kernel.processes import KProcess
 
+STATUS_INVALID_USER_BUFFER = 0xC000_00E8
 MDL_MAPPED_TO_SYSTEM_VA = 0x0001
 MDL_PAGES_LOCKED = 0x0002
 MDL_SOURCE_IS_NONPAGED_POOL = 0x0004
 SYSTEM_VIEWS = 0xFFFF_9100_0000_0000
 """Where user buffers are mapped for FltLockUserBuffer; never reused, so that a stale pointer faults."""
 _HEADER = struct.Struct("<QHHHHQQQII")
+
+
+@contextmanager
+def address_space(k: Kernel, process: KProcess) -> Iterator[None]:
+    """The user half of `process` is current inside the block."""
+    before = k.memory.user_pages
+    k.memory.switch_user(process.user_pages)
+    try:
+        yield
+    finally:
+        k.memory.switch_user(before)
 
 
 def mdl_of_kernel_buffer(k: Kernel, address: int, length: int) -> int:

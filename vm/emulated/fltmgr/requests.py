@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from vm.emulated.cpu.memory import MemoryFaultError
 from vm.emulated.fltmgr import numbers as n
 from vm.emulated.fltmgr.io_state import io_state
+from vm.emulated.fltmgr.mdl import STATUS_INVALID_USER_BUFFER, address_space, free_mdl
 from vm.emulated.fltmgr.model import Instance, Operation, Volume
 from vm.emulated.kernel import bugcheck as bc
 from vm.emulated.kernel.bugcheck import Bugcheck
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
     from vm.emulated.kernel.kernel import Kernel
     from vm.emulated.kernel.processes import KProcess
     from vm.emulated.kernel.threads import KThread
-
-STATUS_INVALID_USER_BUFFER = 0xC000_00E8
 
 DATA_SIZE = 0x58
 DATA_THREAD, DATA_IOPB, DATA_STATUS, DATA_INFORMATION, DATA_TAG_DATA, DATA_MODE = (
@@ -133,8 +132,8 @@ class Request:
     fast_io: bool = False
     initiator: Instance | None = None
     """The instance that made the request, for generated I/O."""
-    mdl: int = 0
-    """MDL made by FltLockUserBuffer, freed with the request."""
+    mdls: list[int] = field(default_factory=list)
+    """MDLs made by FltLockUserBuffer, freed with the request."""
     owned: list[int] = field(default_factory=list)
     """Pool blocks that go with the request."""
     cleared: bool = False
@@ -232,17 +231,6 @@ class Request:
 
 
 @contextmanager
-def address_space(k: Kernel, process: KProcess) -> Iterator[None]:
-    """The user half of `process` is current inside the block."""
-    before = k.memory.user_pages
-    k.memory.switch_user(process.user_pages)
-    try:
-        yield
-    finally:
-        k.memory.switch_user(before)
-
-
-@contextmanager
 def _buffer_access(k: Kernel, process: KProcess, what: str) -> Iterator[None]:
     try:
         with address_space(k, process):
@@ -320,6 +308,8 @@ def release_request(k: Kernel, request: Request) -> None:
     """The request is over: its memory is freed, so that a driver that kept the pointer faults."""
     state = io_state(k)
     state.requests.pop(request.data, None)
+    for mdl in request.mdls:
+        free_mdl(k, mdl)
     for block in request.owned:
         k.pool.free(block)
     request.owned.clear()
