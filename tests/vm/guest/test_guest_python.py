@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import time
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 from vm.emulated.guest import python_image
+from vm.emulated.guest.processes import ProcessInformation, ProcessTable
 from vm.emulated.guest.streams import CommandTerminatedError
 from vm.errors import MachineError
 
@@ -67,6 +69,7 @@ def test_guest_paths_are_translated_on_the_way_in(python_prompt: Any) -> None:
     ]
     code = prompt("python -c \"print(len('C:\\\\Work'), 'a\\tb')\"")
     assert code.out.strip() == "7 a\tb"
+    assert "C:/1" in prompt("python -c C:/1").err
     prompt("set RESULTS=C:\\Work\\out")
     assert prompt("python -c \"import os; print(os.environ['RESULTS'])\"").out.strip() == f"{root}/Work/Out"
     assert prompt('cd Out& python -c "import os; print(os.getcwd())"').out.strip() == f"{root}/Work/Out"
@@ -152,6 +155,34 @@ def test_tasklist_and_taskkill_reach_a_running_process(python_prompt: Any, wait_
     assert killed.out.startswith(f'SUCCESS: The process "python.exe" with PID {other.process_id}')
     thread.join(10)
     assert codes == [1]
+
+
+def test_a_client_of_the_kernel_is_shown_and_ended_only_if_the_guest_started_it(
+    tmp_path: Path, wait_until: Any
+) -> None:
+    clients: list[ProcessInformation] = []
+    table = ProcessTable(clients=lambda: clients)
+    line = "import subprocess, sys; p = subprocess.Popen([sys.executable, '-c', 'input()'], stdin=0); print(p.pid, flush=True); p.wait()"
+    head = table.start(
+        [sys.executable, "-c", line],
+        image="python.exe",
+        command_line="",
+        environment={},
+        directory=tmp_path,
+        merge_stderr=True,
+    )
+    child = int(head.stdout.readline())
+    clients += [ProcessInformation(child, "child.exe"), ProcessInformation(os.getpid(), "liar.exe")]
+    assert {item.image for item in table.running()} == {"python.exe", "child.exe", "liar.exe"}
+    assert not table.kill(os.getpid())
+    assert table.kill(child)
+    assert table.finish(head) == 0
+    assert not _alive(child)
+    table.close()
+    with pytest.raises(OSError, match="going down"):
+        table.start(
+            [sys.executable], image="", command_line="", environment={}, directory=tmp_path, merge_stderr=True
+        )
 
 
 def test_a_fresh_guest_gets_its_python_in_no_time(tmp_path: Path, prompt: Any) -> None:

@@ -149,6 +149,26 @@ def test_a_megabyte_comes_back_whole(protocol: Any, shell: str, run_command: Any
     assert out == bytes(range(256)) * 5120
 
 
+def test_more_than_the_buffers_hold_flows_both_ways(machine: Any) -> None:
+    protocol = machine.protocol()
+    shell = protocol.open_shell()
+    command = protocol.run_command(
+        shell, 'python -c "import sys, shutil; shutil.copyfileobj(sys.stdin.buffer, sys.stdout.buffer)"'
+    )
+    data = os.urandom(300_000)
+
+    def send() -> None:
+        sender = machine.protocol()
+        for number in range(20):
+            sender.send_command_input(shell, command, data, end=number == 19)
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    assert protocol.get_command_output(shell, command) == (data * 20, b"", 0)
+    thread.join()
+    protocol.close_shell(shell)
+
+
 def test_input_reaches_a_command_and_ends(protocol: Any, shell: str) -> None:
     data = os.urandom(300_000)
     line = 'python -c "import sys, hashlib; print(hashlib.sha256(sys.stdin.buffer.read()).hexdigest())"'
@@ -198,6 +218,11 @@ def test_working_directory_and_environment_are_those_of_the_shell(machine: Any, 
     run_command(protocol, shell, "cd \\ & set DOWNLINK_RUN=changed")
     assert run_command(protocol, shell, "echo %DOWNLINK_RUN%")[0] == b"r1\r\n"
     protocol.close_shell(shell)
+    home = machine.c / "Users/lab"
+    home.rename(home.with_name("away"))
+    shell = protocol.open_shell()
+    home.with_name("away").rename(home)
+    assert run_command(protocol, shell, "cd")[0] == b"C:\\\r\n"
     with pytest.raises(WSManFaultError) as caught:
         protocol.open_shell(working_directory="C:\\nowhere")
     assert caught.value.wsman_fault_code == 2147942667

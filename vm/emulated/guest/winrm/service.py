@@ -235,13 +235,16 @@ class Service:
         return Deadline.after(seconds=longest if wanted is None else min(wanted, longest))
 
     def _directory(self, wanted: str | None) -> str:
+        """The shell's directory: the one asked for, else the user's, else the root if that is gone."""
         drive = self._guest.drive
-        try:
-            host = drive.existing(wanted or f"C:\\Users\\{self._guest.settings.username}")
+        for candidate in [wanted] if wanted else [f"C:\\Users\\{self._guest.settings.username}", "C:\\"]:
+            try:
+                host = drive.existing(candidate)
+            except WindowsPathError as error:
+                log.debug("working directory: %s", error)
+                continue
             if host.is_dir():
                 return drive.windows_path(host)
-        except WindowsPathError as error:
-            log.debug("working directory: %s", error)
         raise FaultError(faults.HRESULT_DIRECTORY, "w:InternalError", "The directory name is invalid.")
 
     def _configuration(self) -> str:
