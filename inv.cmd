@@ -22,5 +22,5 @@ if not defined found (
 %found% -I "%root%\harness\bootstrap.py" || exit /b 1
 
 :run
-"%python%" -m invoke --search-root "%root%" %*
+"%python%" -I -m harness --search-root "%root%" %*
 exit /b %errorlevel%

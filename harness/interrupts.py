@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -27,13 +27,18 @@ def exit_status(interrupt: KeyboardInterrupt) -> int:
 @contextmanager
 def signals_interrupt() -> Iterator[None]:
     """Within, SIGTERM, SIGHUP (POSIX) and Ctrl-Break (Windows) raise in the main thread, as Ctrl-C does."""
-    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGBREAK") if hasattr(signal, name)]
+    handlers: dict[int, Callable[[int, FrameType | None], object]] = {
+        signal.SIGINT: signal.default_int_handler
+    }
+    handlers |= {
+        getattr(signal, name): _raise for name in ("SIGTERM", "SIGHUP", "SIGBREAK") if hasattr(signal, name)
+    }
     # What is ignored stays ignored: that is how nohup protects a command.
     previous = {
-        number: handler for number in numbers if (handler := signal.getsignal(number)) != signal.SIG_IGN
+        number: before for number in handlers if (before := signal.getsignal(number)) != signal.SIG_IGN
     }
     for number in previous:
-        signal.signal(number, _raise)
+        signal.signal(number, handlers[number])
     try:
         yield
     finally:

@@ -36,7 +36,7 @@ case "$*" in
     [ -z "${SLOW:-}" ] || sleep "$SLOW"
     [ -z "${NO_INDEX:-}" ] || { echo "ERROR: Could not find a version of unicorn"; exit 1; }
     ;;
-*"-m invoke"*) shift 2; echo "invoke $*" ;;
+*"-m harness"*) shift 3; echo "invoke $*" ;;
 *) exec "$REAL" "$@" ;;
 esac
 """

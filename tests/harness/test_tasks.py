@@ -17,7 +17,7 @@ SECONDS = 60
 
 def invoke(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "invoke", "--search-root", str(ROOT), *arguments],
+        [sys.executable, "-m", "harness", "--search-root", str(ROOT), *arguments],
         cwd=cwd,
         capture_output=True,
         text=True,
@@ -125,3 +125,23 @@ def test_a_task_that_is_interrupted_ends_with_130_and_no_traceback(tmp_path: Pat
         )
         assert done.returncode == status
         assert done.stderr.strip() == "interrupted"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="sends a POSIX signal")
+def test_ctrl_c_while_everything_is_still_being_imported_is_quiet() -> None:
+    script = (
+        "import os, signal, sys, importlib.abc, runpy\n"
+        "class Interrupt(importlib.abc.MetaPathFinder):\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'invoke':\n"
+        "            os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Interrupt())\n"
+        "runpy.run_module('harness', run_name='__main__', alter_sys=True)\n"
+    )
+
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=SECONDS
+    )
+
+    assert done.returncode == 130
+    assert done.stderr == "" and done.stdout == ""
