@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 import struct
 import subprocess
@@ -269,6 +270,30 @@ def test_an_inf_that_names_no_instance_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(PackageError, match="exactly one default instance, found none"):
         read_identity(inf)
+
+
+def test_the_inf_serves_windows_before_and_after_24h2() -> None:
+    text = (ROOT / "driver" / "downlink.inf").read_text(encoding="ascii")
+    sections = set(re.findall(r"(?m)^\[(.+)\]$", text))
+
+    # Only architecture-decorated sections: an undecorated one makes the INF no primitive driver (I2).
+    for section in ("DefaultInstall.NT$ARCH$.10.0...25952", "DefaultInstall.NT$ARCH$"):
+        assert {section, f"{section}.Services"} <= sections
+    assert not {"DefaultInstall", "DefaultUninstall", "Manufacturer"} & sections
+    assert re.search(r"(?m)^LegacyUninstall\s*= 1$", text)
+    assert re.search(r"(?m)^PnpLockdown\s*= 1$", text) and re.search(
+        r"(?m)^CatalogFile\s*= downlink\.cat$", text
+    )
+    assert "{b86dff51-a31e-4bac-b3cf-e8cfe75c9fc2}" in text
+    assert "%13%\\downlink.sys" in text and "%12%\\downlink.sys" in text
+    assert text.count('"FSFilter Activity Monitor"') == text.count('"FltMgr"') == 2
+    assert (
+        'HKR,"Parameters\\Instances","DefaultInstance"' in text
+        and 'HKR,"Instances","DefaultInstance"' in text
+    )
+    referenced = set(re.findall(r"(?m)^(?:CopyFiles|DelFiles|AddReg)\s*= (.+)$", text))
+    referenced |= set(re.findall(r"(?m)^AddService\s*= %Service%,,(.+)$", text))
+    assert referenced <= sections
 
 
 def test_the_altitude_is_a_fraction_inside_the_activity_monitor_group() -> None:
