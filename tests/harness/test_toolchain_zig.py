@@ -12,7 +12,7 @@ from typing import Any
 import pefile
 import pytest
 
-from harness.toolchain import BuildResult, DriverSource, build, cross_compile, stale, zig
+from harness.toolchain import BuildResult, DriverSource, build, cross_compile, stale, zig, zig_executable
 from harness.toolchain.source import DriverVersion, read_version, stamp_inf
 from vm.deadline import Deadline
 from vm.errors import BuildError, DeadlineExceededError
@@ -253,7 +253,7 @@ def test_another_flag_compiles_everything(small: SmallDriver, monkeypatch: pytes
 
 def test_another_compiler_compiles_everything(small: SmallDriver, monkeypatch: pytest.MonkeyPatch) -> None:
     small.build()
-    monkeypatch.setattr(zig._Zig, "identity", "another wheel")
+    monkeypatch.setattr(zig_executable.Zig, "identity", "another wheel")
 
     assert sorted(small.build().compiled) == ["one.c", "two.c"]
 
