@@ -20,9 +20,9 @@ from unicorn.unicorn_py3.unicorn import uclib
 
 from vm.emulated.cpu.memory import PAGE_SHIFT, USER_PAGES_END, Access, Memory
 
-MAILBOX = 0xFFFF_F700_0000_0000
+MAILBOX = 0xFFFF_F700_0000_1000
 """Page through which a trap hands over its arguments and takes its result."""
-TRAPS = 0xFFFF_F800_0000_0000
+TRAPS = 0xFFFF_F800_0000_2000
 """Start of the trap stubs, 64 bytes each."""
 TRAP_STRIDE = 64
 MAXIMUM_TRAPS = 8192

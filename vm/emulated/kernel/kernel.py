@@ -35,13 +35,13 @@ from vm.emulated.kernel.threads import (
 from vm.emulated.registry import Registry
 from vm.machine import CrashReport, Violation
 
-KPCR = 0xFFFF_F802_0000_0000
+KPCR = 0xFFFF_F802_0000_A000
 SHARED_DATA = 0xFFFF_F780_0000_0000
 """KUSER_SHARED_DATA: fixed address, read by inlined KeQuerySystemTime and KeQueryTickCount."""
-STACKS = 0xFFFF_A000_0000_0000
+STACKS = 0xFFFF_A000_0002_0000
 STACK_SIZE = 0x6000
 """KERNEL_STACK_SIZE on x64."""
-DATA_EXPORTS = 0xFFFF_F803_0000_0000
+DATA_EXPORTS = 0xFFFF_F803_0000_D000
 TICK = 156_250
 """Units of 100 ns per clock tick (15.625 ms)."""
 
@@ -318,7 +318,8 @@ class Kernel:
         if self._free_stacks:
             return self._free_stacks.pop()
         base = self._next_stack + 0x1000  # the page below stays unmapped: an overflow faults
-        self._next_stack += STACK_SIZE + 0x2000
+        # Two stacks in the colours that are theirs (see cpu/colours.py), the next ones 64 pages further.
+        self._next_stack += 0x8000 if not (self._next_stack - STACKS) % 0x4_0000 else 0x3_8000
         self.memory.map(base, STACK_SIZE, Access.READ_WRITE)
         return base
 

@@ -15,7 +15,7 @@ from vm.errors import PackageError
 if TYPE_CHECKING:
     from vm.emulated.kernel.kernel import Kernel
 
-IMAGE_BASE = 0xFFFF_F801_0000_0000
+IMAGE_BASE = 0xFFFF_F801_0000_E000
 IMAGE_STRIDE = 0x1000_0000
 DRIVER_OBJECT_SIZE = 0x150
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from vm.emulated.cpu.colours import COLOURS, POOL_COLOUR
 from vm.emulated.cpu.memory import PAGE_SHIFT, PAGE_SIZE, Access, Memory, pages
 from vm.emulated.kernel import bugcheck as bc
 from vm.emulated.kernel.bugcheck import Bugcheck
@@ -17,7 +18,7 @@ from vm.emulated.kernel.bugcheck import Bugcheck
 if TYPE_CHECKING:
     from vm.emulated.kernel.kernel import Kernel
 
-POOL_BASE = 0xFFFF_B000_0000_0000
+POOL_BASE = 0xFFFF_B000_0003_0000
 ALIGNMENT = 16
 """MEMORY_ALLOCATION_ALIGNMENT on x64."""
 SLACK = 0xA7
@@ -78,8 +79,7 @@ class Pool:
         """
         size = max(size, 1)
         count = pages(size)
-        base = self._next
-        self._next += (count + 1) * PAGE_SIZE
+        base = self._place(count)
         self.memory.map(base, count * PAGE_SIZE, Access.READ_WRITE)
         room = count * PAGE_SIZE
         offset = (
@@ -101,6 +101,16 @@ class Pool:
         self.allocations += 1
         self.peak_bytes = max(self.peak_bytes, self.bytes)
         return address
+
+    def _place(self, count: int) -> int:
+        """Address of `count` pages and a guard page, in the pool's colours (vm.emulated.cpu.colours) if they fit."""
+        base = self._next
+        if (base >> PAGE_SHIFT) % COLOURS + count + 1 > COLOURS or (
+            base >> PAGE_SHIFT
+        ) % COLOURS < POOL_COLOUR:
+            base = ((base >> PAGE_SHIFT) // COLOURS * COLOURS + COLOURS + POOL_COLOUR) << PAGE_SHIFT
+        self._next = base + (count + 1) * PAGE_SIZE
+        return base
 
     def free(self, address: int, tag: str | None = None, *, site: int = 0) -> None:
         """Release a block; bugchecks for a double free, a foreign address, a wrong tag or a damaged end."""
