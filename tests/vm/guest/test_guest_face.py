@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import ipaddress
 import os
 import socket
+import ssl
 import stat
 import threading
 import time
@@ -274,7 +276,16 @@ def test_https_works_with_a_pinned_certificate(
         protocol = machine.protocol(transport, ca_trust_path=str(tmp_path / "guest.pem"), **options)
         shell = protocol.open_shell()
         assert run_command(protocol, shell, "hostname")[0] == b"DOWNLINK-VM\r\n"
-    machine.face.restart()
+    context = ssl.create_default_context(cafile=str(tmp_path / "guest.pem"))
+    with socket.create_connection(("127.0.0.1", machine.face.winrm_port), timeout=5) as plain:
+        with context.wrap_socket(plain, server_hostname="127.0.0.1") as connection:
+            connection.sendall(b"GET /wsman HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert connection.recv(12) == b"HTTP/1.1 405"
+            machine.face.restart()
+            # Cut off, with or without TLS' own farewell.
+            with contextlib.suppress(ConnectionError, ssl.SSLError):
+                while connection.recv(4096):
+                    continue
     with pytest.raises(WSManFaultError) as caught:
         machine.protocol("ssl", ca_trust_path=str(tmp_path / "guest.pem")).run_command(shell, "ver")
     assert caught.value.wsman_fault_code == 2150858843
