@@ -126,8 +126,8 @@ def test_a_suspended_client_stays_connected_and_receives_when_it_goes_on(observe
 @pytest.mark.fact("D4", "D5")
 def test_a_connection_whose_queue_is_full_and_unread_can_be_closed(observer, listen, scratch):
     listener = listen(queue_bytes=QUEUE_BYTES_MINIMUM)
-    for number in range(30):
-        files.create(scratch / f"file-{number:02}")
+    for number in range(15):
+        files.create(scratch / f"file-{number:02}-{'x' * 200}")
     listener.close()
     observer.wait_for("the end of the full connection", matching(Kind.CLIENT_DISCONNECTED))
 

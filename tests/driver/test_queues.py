@@ -25,15 +25,16 @@ from harness.client.protocol import (
 )
 
 OPENED = Kind.FILE_OPENED.bit
-MANY = 60
-"""Files made to overflow the smallest queue: each record is longer than 72 bytes, the queue holds 4096."""
+MANY = 24
+"""Files made to overflow the smallest queue of 4096 bytes: their names make each record longer than 400 bytes, so
+that it holds at most ten, and as many again may be on their way."""
 
 PATIENCE_SECONDS = 10.0
 
 
 def name(number):
-    """Names of one length, so that all records of one kind have one size."""
-    return f"file-{number:03}"
+    """Long names of one length, so that all records of one kind have one size and few fill a queue."""
+    return f"file-{number:03}-{'x' * 150}"
 
 
 def make(scratch, numbers):
@@ -49,7 +50,7 @@ def opened(records, scratch):
     """Numbers of the files whose making is among the records, in their order."""
     start = scratch.device("file-").casefold()
     found = [r for r in records if r.kind == Kind.FILE_OPENED and r.path.casefold().startswith(start)]
-    return [int(record.path[len(start) :]) for record in found]
+    return [int(record.path[len(start) :][:3]) for record in found]
 
 
 def drain(listener, scratch, last):
@@ -105,8 +106,8 @@ def test_what_a_mask_leaves_out_takes_no_sequence_number(listen, scratch):
 @pytest.mark.fact("S23")
 def test_records_come_in_the_order_of_the_operations(listen, scratch):
     listener = listen(event_mask=OPENED)
-    make(scratch, range(40))
-    assert opened(drain(listener, scratch, 39), scratch) == list(range(40))
+    make(scratch, range(MANY))
+    assert opened(drain(listener, scratch, MANY - 1), scratch) == list(range(MANY))
 
 
 @pytest.mark.fact("S23")
@@ -124,16 +125,16 @@ def test_records_of_one_file_come_in_the_order_of_its_life(listen, scratch):
 @pytest.mark.fact("S6", "N3")
 def test_records_that_pile_up_are_sent_many_to_a_message(listen, scratch):
     listener = listen(event_mask=OPENED)
-    make(scratch, range(40))
-    drain(listener, scratch, 39)
-    assert max(len(batch.records) for batch in listener.batches) >= 20
+    make(scratch, range(MANY))
+    drain(listener, scratch, MANY - 1)
+    assert max(len(batch.records) for batch in listener.batches) >= MANY // 3
 
 
 @pytest.mark.fact("S17")
 def test_no_message_is_longer_than_the_client_asked_for(listen, scratch):
     listener = listen(event_mask=OPENED, message_bytes=MESSAGE_BYTES_MINIMUM)
-    make(scratch, range(40))
-    drain(listener, scratch, 39)
+    make(scratch, range(10))
+    drain(listener, scratch, 9)
     assert max(len(message.data) for message in listener.messages) <= MESSAGE_BYTES_MINIMUM
     assert len(listener.messages) > 4
 
@@ -308,7 +309,7 @@ def test_threads_that_read_one_connection_share_its_messages_and_none_comes_twic
                     continue
                 with lock:
                     sequences.extend(r.sequence for r in parse(operation.wait(0).data).records)
-                    if len(sequences) >= 40:
+                    if len(sequences) >= MANY:
                         complete.set()
         except (AssertionError, OSError, ValueError) as error:
             failures.append(error)
@@ -317,14 +318,14 @@ def test_threads_that_read_one_connection_share_its_messages_and_none_comes_twic
     threads = [threading.Thread(target=read) for _ in range(3)]
     for thread in threads:
         thread.start()
-    make(scratch, range(40))
+    make(scratch, range(MANY))
     finished = complete.wait(20)
     complete.set()
     for thread in threads:
         thread.join(20)
     assert not failures
-    assert finished, f"only {len(sequences)} of 40 records came"
-    assert sorted(sequences) == list(range(1, 41))
+    assert finished, f"only {len(sequences)} of {MANY} records came"
+    assert sorted(sequences) == list(range(1, MANY + 1))
 
 
 @pytest.mark.fact("G10", "S7")

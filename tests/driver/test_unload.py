@@ -103,8 +103,8 @@ def test_nobody_can_connect_while_the_filter_is_unloaded(binding, observe):
 @pytest.mark.fact("D9", "D10", "X8")
 def test_the_filter_unloads_with_eight_clients_of_which_none_reads(binding, make_listener, scratch):
     listeners = [make_listener(queue_bytes=QUEUE_BYTES_MINIMUM) for _ in range(8)]
-    for number in range(40):
-        files.create(scratch / f"file-{number:02}")
+    for number in range(15):
+        files.create(scratch / f"file-{number:02}-{'x' * 200}")
     binding.filter_unload(FILTER)
     for listener in listeners:
         assert listener.end().hresult == hr.INVALID_HANDLE
@@ -173,7 +173,7 @@ def test_a_client_in_another_process_is_told_of_the_unload(binding, agent):
 @pytest.mark.fact("X8", "D9")
 def test_the_filter_unloads_while_another_process_makes_files(binding, make_listener, scratch, agent):
     listener = make_listener(flags=0)
-    names = [f"file-{number:03}" for number in range(100)]
+    names = [f"file-{number:03}" for number in range(40)]
     agent.begin("create_many", scratch.path, names)
     listener.wait_for("the first file", matching(Kind.FILE_OPENED))
     binding.filter_unload(FILTER)
