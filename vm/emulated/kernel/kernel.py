@@ -170,6 +170,9 @@ class Kernel:
                 value = self.type_object(OBJECT_TYPE_NAMES[key[1]])
             elif key[1] == "PsInitialSystemProcess":
                 value = self.system.address
+            elif key[1] == "SeExports":
+                value = self.pool.allocate(len(security.exports_image(0)), "SeEx", owner="nt")
+                self.memory.write(value, security.exports_image(value))
             address = self._data_next
             self._data_next += 16
             self._data[key] = address
@@ -604,6 +607,7 @@ DATA_NAMES: dict[tuple[str, str], tuple[int, int]] = {
     ("ntoskrnl.exe", "KeNumberProcessors"): (1, 1),
     **{("ntoskrnl.exe", name): (8, 0) for name in OBJECT_TYPE_NAMES},
     ("ntoskrnl.exe", "PsInitialSystemProcess"): (8, 0),
+    ("ntoskrnl.exe", "SeExports"): (8, 0),
     ("ntoskrnl.exe", "InitSafeBootMode"): (4, 0),
     ("ntoskrnl.exe", "KdDebuggerEnabled"): (1, 0),
     ("ntoskrnl.exe", "KdDebuggerNotPresent"): (1, 1),

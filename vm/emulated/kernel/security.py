@@ -199,3 +199,66 @@ class Impersonation:
 
     token: Token
     level: str = field(default="impersonation")
+
+
+# What the variable SeExports points to (SE_EXPORTS of ntifs.h)
+
+PRIVILEGES = {
+    2: "SeCreateToken",
+    3: "SeAssignPrimaryToken",
+    4: "SeLockMemory",
+    5: "SeIncreaseQuota",
+    6: "SeMachineAccount",
+    7: "SeTcb",
+    8: "SeSecurity",
+    9: "SeTakeOwnership",
+    10: "SeLoadDriver",
+    11: "SeSystemProfile",
+    12: "SeSystemtime",
+    13: "SeProfileSingleProcess",
+    14: "SeIncreaseBasePriority",
+    15: "SeCreatePagefile",
+    16: "SeCreatePermanent",
+    17: "SeBackup",
+    18: "SeRestore",
+    19: "SeShutdown",
+    20: "SeDebug",
+    21: "SeAudit",
+    22: "SeSystemEnvironment",
+    23: "SeChangeNotify",
+    24: "SeRemoteShutdown",
+    25: "SeUndock",
+    26: "SeSyncAgent",
+    27: "SeEnableDelegation",
+    28: "SeManageVolume",
+    29: "SeImpersonate",
+    30: "SeCreateGlobal",
+    31: "SeTrustedCredManAccess",
+    32: "SeRelabel",
+    33: "SeIncreaseWorkingSet",
+    34: "SeTimeZone",
+    35: "SeCreateSymbolicLink",
+}
+"""Privilege numbers (SE_*_PRIVILEGE of wdm.h) and names without the word Privilege."""
+
+_EXPORTS: tuple[int | str, ...] = (
+    *(2, 3, 4, 5, 6, 7, 8, 9, 10, 15, 14, 11, 12, 13, 16, 17, 18, 19, 20, 21, 22, 23, 24),
+    *("S-1-0-0", EVERYONE, "S-1-2-0", "S-1-3-0", "S-1-3-1", "S-1-5", "S-1-5-1", "S-1-5-2", "S-1-5-3"),
+    *("S-1-5-4", SYSTEM, ADMINISTRATORS, USERS, "S-1-5-32-546", "S-1-5-32-547", "S-1-5-32-548"),
+    *("S-1-5-32-549", "S-1-5-32-550", "S-1-5-32-551", AUTHENTICATED_USERS, "S-1-5-12", "S-1-5-7"),
+    *(25, 26, 27, "S-1-5-19", "S-1-5-20", 28, 29, 30, 31, 32, 33, 34, 35, "S-1-5-17", "S-1-16-0"),
+    *("S-1-16-4096", "S-1-16-8192", "S-1-16-12288", "S-1-16-16384", "S-1-3-4"),
+)
+"""The members in their order: a privilege number (a LUID) or a SID (a pointer)."""
+
+
+def exports_image(address: int) -> bytes:
+    """SE_EXPORTS with its SIDs behind it, for a block at `address`."""
+    head, tail = bytearray(), bytearray()
+    for member in _EXPORTS:
+        if isinstance(member, int):
+            head += struct.pack("<Q", member)
+        else:
+            head += struct.pack("<Q", address + 8 * len(_EXPORTS) + len(tail))
+            tail += sid_bytes(member).ljust(32, b"\0")
+    return bytes(head + tail)
