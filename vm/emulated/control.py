@@ -39,6 +39,10 @@ class ControlServer:
 
     def close(self) -> None:
         self._closed = True
+        if not self._thread.is_alive():
+            # Nobody accepts: a connection to wake it up would wait for ever.
+            self._listener.close()
+            return
         with suppress(OSError, AuthenticationError, EOFError):
             Client(("127.0.0.1", self.port), authkey=self._key).close()
         self._listener.close()
