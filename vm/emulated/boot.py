@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from functools import cache
-from types import ModuleType
 
 from vm.emulated.exports import ntoskrnl_exports
 from vm.emulated.exports.declare import Export, collect
-from vm.emulated.fltmgr import FLTMGR_MODULES
+from vm.emulated.fltmgr.modules import FLTMGR_MODULES
 from vm.emulated.fltmgr.manager import FilterManager
 from vm.emulated.fltmgr.ports import PortPolicy
 from vm.emulated.fltmgr.volumes import mount_default_volumes
@@ -20,8 +19,7 @@ from vm.emulated.registry import Registry
 @cache
 def all_exports() -> dict[tuple[str, str], Export]:
     """Everything a driver may import on the emulated machine; do not change it."""
-    modules: tuple[ModuleType, ...] = FLTMGR_MODULES()
-    return {**ntoskrnl_exports(), **collect(modules)}
+    return {**ntoskrnl_exports(), **collect(FLTMGR_MODULES)}
 
 
 def known_imports() -> set[tuple[str, str]]:
