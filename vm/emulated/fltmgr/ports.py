@@ -259,8 +259,9 @@ class Ports:
             f"FltSendMessage on {connection!r} (reply to message {wait.message_id})",
             timeout=left(),
             killable=True,
-            on_cancel=lambda: _forget(connection.repliers, wait.message_id),
         )
+        # Only now: a reply between the timeout and this moment is copied, and the sender reports the timeout (S24).
+        connection.repliers.pop(wait.message_id, None)
         status = _end_of_wait(outcome)
         return wait.reply_status if status is None else status
 
@@ -412,10 +413,6 @@ def refused(kernel: Kernel, size: int, owner: Filter) -> bool:
     """Fault injection: whether the Filter Manager fails to allocate `size` bytes on behalf of a filter (P8, S4, S19)."""
     refuse = kernel.pool.refuse
     return refuse is not None and refuse(size, "FMgr", owner.driver.name)
-
-
-def _forget(repliers: dict[int, SendWait], message_id: int) -> None:
-    repliers.pop(message_id, None)
 
 
 def _end_of_wait(outcome: object) -> int | None:
