@@ -24,6 +24,7 @@ from harness.deployment.plan import (
     UnloadError,
 )
 from harness.package import Package
+from harness.remote.faults import ConnectionLostError, ShellGoneError
 from harness.remote.guest import Guest, failure
 from harness.remote.polling import wait_until
 from harness.remote.sftp import Upload
@@ -33,6 +34,7 @@ from vm.errors import DeadlineExceededError, GuestError
 SERVICE_DOES_NOT_EXIST = 1060
 SERVICE_NOT_ACTIVE = 1062
 SERVICE_MARKED_FOR_DELETE = 1072
+SHUTDOWN_IN_PROGRESS = 1115
 
 _TEST_SIGNING = re.compile(r"^\s*testsigning\s+(\S+)", re.IGNORECASE | re.MULTILINE)
 _NO = frozenset({"no", "nein", "non", "nee", "nej", "não", "нет", "off", "0"})
@@ -236,9 +238,20 @@ def _reg_add(guest: Guest, key: str, value: str, kind: str, data: str, deadline:
 
 
 def _load(guest: Guest, plan: Plan, deadline: Deadline) -> None:
-    result = guest.run(["fltmc", "load", plan.service], deadline=deadline, check=False)
+    try:
+        result = guest.run(["fltmc", "load", plan.service], deadline=deadline, check=False)
+    except (ConnectionLostError, ShellGoneError) as error:
+        raise GuestError(
+            f"the guest went down while it loaded the driver '{plan.service}'",
+            machine=guest.machine,
+            causes=[error],
+        ) from error
     if not result.exit_code:
         return
+    if result.exit_code == SHUTDOWN_IN_PROGRESS:
+        raise GuestError(
+            f"the guest went down while it loaded the driver '{plan.service}'", machine=guest.machine
+        )
     code = find_hresult(result.output) or result.exit_code
     raise GuestError(
         f"the driver '{plan.service}' did not load: {explain(code, result.output)}",

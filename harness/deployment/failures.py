@@ -73,9 +73,10 @@ def explain(code: int, output: str = "") -> str:
     else:
         names = [ntstatus.name(known) for known in _STATUSES if hresult.from_ntstatus(known) == code]
         names = [name for name in names if name.startswith("STATUS_")]
+    if code not in _AT_LOAD:
+        return f"DriverEntry failed with {_named(code, names)} (0x{code:08X})"
     behind = f", from {' or '.join(names)}" if names else ""
-    meaning = _AT_LOAD[code][0] if code in _AT_LOAD else f"DriverEntry failed with {_named(code, names)}"
-    return f"{meaning} (0x{code:08X}{behind})"
+    return f"{_AT_LOAD[code][0]} (0x{code:08X}{behind})"
 
 
 def advise(code: int) -> str | None:

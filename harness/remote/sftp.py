@@ -231,11 +231,13 @@ class Sftp:
 
     def _disconnect(self) -> None:
         self._directories.clear()
-        if self._client is not None:
-            self._client.close()
-        if self._transport is not None:
-            self._transport.close()
+        client, transport = self._client, self._transport
         self._client = self._transport = None
+        for part in (client, transport):
+            if part is not None:
+                # A guest that went down cannot be told good-bye.
+                with suppress(OSError, EOFError, paramiko.SSHException):
+                    part.close()
 
     def _log_speed(self, what: str, count: int, size: int, seconds: float) -> None:
         speed = size / 1e6 / seconds if seconds else 0.0

@@ -10,6 +10,7 @@ import pytest
 
 from harness.deployment import Plan, StepResult, UnloadError, deploy, remove
 from harness.package import Package, load_package
+from harness.remote.faults import ConnectionLostError
 from tests.harness.remote_doubles import Answer, ScriptedGuest, sample_package
 from vm.deadline import Deadline
 from vm.errors import DeadlineExceededError, GuestError, PackageError
@@ -228,3 +229,12 @@ def test_a_package_without_a_certificate_is_refused_before_the_guest_is_asked_an
         deploy(guest, replace(package, manifest=replace(package.manifest, files=files)), PLAN, soon())  # type: ignore[arg-type]
 
     assert guest.commands == []
+
+
+def test_a_guest_that_goes_down_in_the_load_is_told_apart_from_a_load_that_fails(package: Package) -> None:
+    def lose(line: str) -> Answer:
+        raise ConnectionLostError("the connection was lost")
+
+    for answer in ((1115, "A system shutdown is in progress."), lose):
+        with pytest.raises(GuestError, match="went down while it loaded the driver 'Sample'"):
+            deploy(healthy(fltmc_load=answer), package, PLAN, soon())  # type: ignore[arg-type]

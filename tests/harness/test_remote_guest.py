@@ -309,6 +309,15 @@ def test_closing_a_guest_leaves_no_shell_behind(make_lab: Callable[..., Lab]) ->
             guest.run("ver", deadline=soon())
 
 
+def test_a_guest_that_is_gone_can_still_be_closed(lab: Lab) -> None:
+    guest = Guest(lab.address(), machine="lab")
+    guest.run("ver", deadline=soon())
+    guest.put_bytes(b"x", "C:\\Downlink\\x", soon())
+    lab.face.stop()
+
+    guest.close()
+
+
 def test_a_deployment_through_the_real_commands_can_be_repeated(
     lab: Lab, guest: Guest, tmp_path: Path
 ) -> None:
