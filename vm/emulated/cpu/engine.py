@@ -235,7 +235,6 @@ class Engine:
         self._one: dict[str, _Batch] = {}
         self.context_saves = 0
         self.fills = 0
-        self.runs = 0
 
     # Traps
 
@@ -261,21 +260,24 @@ class Engine:
         """True inside a stub, where the mailbox is in use and no other thread may run."""
         return TRAPS <= pc < TRAPS + MAXIMUM_TRAPS * TRAP_STRIDE
 
-    def trap_registers(self) -> tuple[int, int, int, int, int]:
-        """RCX, RDX, R8, R9 and RSP as the last trap found them; RSP points to the return address."""
-        return _MAIL.unpack_from(self.memory.ram, self._mailbox)
-
     def set_result(self, value: int) -> None:
-        """RAX for the caller of the stub, taken at the resume address."""
-        _RESULT.pack_into(self.memory.ram, self._mailbox + 0x30, value & 0xFFFF_FFFF_FFFF_FFFF)
+        """RAX for the caller of the stub, taken at the resume address; the trap is done with."""
+        _DONE.pack_into(self.memory.ram, self._mailbox + 0x28, 0, value & 0xFFFF_FFFF_FFFF_FFFF)
+
+    def acknowledge(self) -> None:
+        """The trap is taken note of, its result comes later; needed before anything else runs."""
+        _DONE.pack_into(self.memory.ram, self._mailbox + 0x28, 0, 0)
 
     # Running
 
-    def run(self, pc: int, count: int = NO_LIMIT) -> int | Stop:
-        """Execute from `pc`; returns the index of a trap, or a `Stop`.
+    def run(self, pc: int, count: int = NO_LIMIT) -> tuple[int, ...] | Stop:
+        """Execute from `pc` until a trap, which must then be answered by `set_result` or `acknowledge`, or a stop.
 
         Args:
             count: most instructions to execute; exact when it runs out.
+
+        Returns:
+            For a trap RCX, RDX, R8, R9, RSP (pointing to the return address) and the index of the trap.
 
         Raises:
             BaseException: whatever a hook of this class raised, unchanged.
@@ -284,16 +286,10 @@ class Engine:
         if memory.stale:
             memory.stale = False
             _uc_ctl(self.handle, _CTL_FLUSH_TLB)
-        self.runs += 1
         error = _uc_emu_start(self.handle, pc, 0, 0, count)
-        ram = memory.ram
-        box = self._mailbox + 0x28
-        low = ram[box]
-        index = low | ram[box + 1] << 8
-        if index:
-            ram[box] = 0
-            ram[box + 1] = 0
-            return index
+        mail = _MAIL.unpack_from(memory.ram, self._mailbox)
+        if mail[5]:
+            return mail
         return self._stopped(error)
 
     def _stopped(self, error: int) -> Stop:
@@ -505,8 +501,8 @@ def _virtual(address: int) -> int:
     return address | 0xFFFF_0000_0000_0000 if address & 0x8000_0000_0000 else address
 
 
-_MAIL = struct.Struct("<5Q")
-_RESULT = struct.Struct("<Q")
+_MAIL = struct.Struct("<6Q")
+_DONE = struct.Struct("<QQ")
 # mov r11, MAILBOX; mov [r11], rcx; mov [r11+8], rdx; mov [r11+10h], r8; mov [r11+18h], r9; mov [r11+20h], rsp;
 # mov dword [r11+28h], index; hlt
 _STUB_HEAD = (

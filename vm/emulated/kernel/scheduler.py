@@ -13,12 +13,14 @@ from dataclasses import dataclass
 from types import GeneratorType
 from typing import TYPE_CHECKING, Any
 
-from vm.emulated.cpu.engine import Context, Engine, StopKind
+from vm.emulated.cpu.engine import Context, Engine, Stop, StopKind
 from vm.emulated.cpu.memory import MemoryFaultError
 from vm.emulated.exports.declare import Export
 from vm.emulated.kernel import bugcheck as bc
 from vm.emulated.kernel.bugcheck import Bugcheck, GuestException
 from vm.emulated.kernel.threads import (
+    HIGH_LEVEL,
+    PASSIVE_LEVEL,
     TERMINATING,
     TIMED_OUT,
     Block,
@@ -35,6 +37,13 @@ if TYPE_CHECKING:
     from vm.emulated.kernel.kernel import Kernel
 
 _MASK = 0xFFFF_FFFF_FFFF_FFFF
+
+
+def _nothing(_registers: tuple[int, ...]) -> None:
+    """Handler of the address that driver code returns to."""
+
+
+_NO_TRAP = (_nothing, None, True, -1, 0, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +66,12 @@ class Scheduler:
         self.ready: list[KThread] = []
         self.current: KThread | None = None
         self._loaded: KThread | None = None
-        self.traps: list[tuple[Callable[[tuple[int, ...]], Any], Export] | None] = [None]
-        self.return_address, self._return_index = self.engine.add_trap()
-        self.traps.append(None)
+        self.traps: list[tuple[Any, Any, bool, int, int, int]] = [_NO_TRAP]
+        """By index: handler of the registers, export, whether it is a generator, IRQL bounds, where to run on."""
+        self.return_address, index = self.engine.add_trap()
+        self.traps.append(
+            (_nothing, None, True, HIGH_LEVEL, PASSIVE_LEVEL, self.engine.resume_address(index))
+        )
         self.switches = 0
         self.calls = 0
         """Exports called by drivers since the start."""
@@ -74,7 +86,10 @@ class Scheduler:
         """Address of a stub that runs `export`."""
         address, index = self.engine.add_trap()
         assert index == len(self.traps)
-        self.traps.append((export.bind(self.kernel), export))
+        resume = self.engine.resume_address(index)
+        self.traps.append(
+            (export.bind(self.kernel), export, export.is_model, export.irql, export.minimum, resume)
+        )
         return address
 
     # Making threads ready
@@ -202,64 +217,66 @@ class Scheduler:
         on_call = self.on_call
         while True:
             stop = run(pc, quantum)
-            if isinstance(stop, int):
-                entry = traps[stop]
-                if entry is None:
+            if stop.__class__ is not tuple:
+                return self._stopped(thread, frame, stop, quantum, budget)
+            handler, export, is_model, highest, lowest, resume = traps[stop[5]]
+            frame.rsp = stop[4]
+            frame.pc = resume
+            irql = engine.irql
+            if irql > highest or irql < lowest:
+                engine.acknowledge()
+                self._irql_violation(export, stop, irql)
+            self.calls += 1
+            try:
+                value = handler(stop)
+            except MemoryFaultError as fault:
+                engine.acknowledge()
+                self._model_fault(thread, export.name, fault)
+                return budget
+            except GuestException as error:
+                engine.acknowledge()
+                self.kernel.exceptions.raise_from_export(thread, error)
+                return budget
+            except BaseException:
+                engine.acknowledge()
+                raise
+            if is_model or value.__class__ is GeneratorType:
+                # A plain export may decide at the call that it has to block: it returns a generator.
+                engine.acknowledge()
+                if export is None:
                     self._returned(thread, frame)
                     return budget
-                handler, export = entry
-                registers = engine.trap_registers()
-                frame.rsp = registers[4]
-                frame.pc = engine.resume_address(stop)
-                self.calls += 1
-                irql = engine.irql
-                if irql > export.irql or irql < export.minimum:
-                    self._irql_violation(export, registers, irql)
-                try:
-                    if export.is_model:
-                        thread.frames.append(ModelFrame(handler(registers), export.name, export=export))
-                        if on_call is not None:
-                            on_call(thread, export, registers, None)
-                        return budget - 1
-                    value = handler(registers)
-                    if value.__class__ is GeneratorType:
-                        # A plain export may decide at the call that it has to block.
-                        thread.frames.append(ModelFrame(value, export.name, export=export))
-                        if on_call is not None:
-                            on_call(thread, export, registers, None)
-                        return budget - 1
-                except MemoryFaultError as fault:
-                    self._model_fault(thread, export.name, fault)
-                    return budget
-                except GuestException as error:
-                    self.kernel.exceptions.raise_from_export(thread, error)
-                    return budget
+                thread.frames.append(ModelFrame(value, export.name, export=export))
                 if on_call is not None:
-                    on_call(thread, export, registers, value)
-                if thread.frames[-1] is not frame:
-                    frame.result = (value or 0) & _MASK
-                    return budget
-                budget -= 1
-                if budget <= 0:
-                    frame.result = (value or 0) & _MASK
+                    on_call(thread, export, stop, None)
+                return budget - 1
+            if on_call is not None:
+                on_call(thread, export, stop, value)
+            budget -= 1
+            if budget <= 0 or thread.frames[-1] is not frame:
+                engine.acknowledge()
+                frame.result = (value or 0) & _MASK
+                if budget <= 0 and thread.frames[-1] is frame:
                     self._preempt(thread)
-                    return budget
-                engine.set_result(value or 0)
-                pc = frame.pc
-            else:
-                pc = stop.pc
-                if stop.kind is StopKind.QUANTUM:
-                    if engine.in_stub(pc):
-                        # The mailbox is one for all threads: the preemption waits until the stub is done.
-                        continue
-                    frame.pc = pc
-                    self.kernel.clock.advance(quantum // 100)
-                    self._check_hang(thread, pc, quantum)
-                    self._preempt(thread)
-                    return budget
-                frame.pc = pc
-                self.kernel.exceptions.processor_stop(thread, frame, stop)
                 return budget
+            engine.set_result(value or 0)
+            pc = resume
+
+    def _stopped(self, thread: KThread, frame: GuestFrame, stop: Stop, quantum: int, budget: int) -> int:
+        """Driver code stopped for another reason than a call of an export."""
+        if stop.kind is StopKind.QUANTUM and self.engine.in_stub(stop.pc):
+            # The mailbox is one for all threads: the preemption waits until the stub is done, one way or the other.
+            frame.pc = stop.pc
+            frame.result = None
+            return self._run_guest(thread, frame, max(budget, 1))
+        frame.pc = stop.pc
+        if stop.kind is StopKind.QUANTUM:
+            self.kernel.clock.advance(quantum // 100)
+            self._check_hang(thread, stop.pc, quantum)
+            self._preempt(thread)
+        else:
+            self.kernel.exceptions.processor_stop(thread, frame, stop)
+        return budget
 
     def _check_hang(self, thread: KThread, pc: int, executed: int) -> None:
         spun = self._spinning.get(thread.id, 0) + executed
