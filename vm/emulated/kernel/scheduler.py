@@ -217,7 +217,7 @@ class Scheduler:
         on_call = self.on_call
         while True:
             stop = run(pc, quantum)
-            if stop.__class__ is not tuple:
+            if isinstance(stop, Stop):
                 return self._stopped(thread, frame, stop, quantum, budget)
             handler, export, is_model, highest, lowest, resume = traps[stop[5]]
             frame.rsp = stop[4]
@@ -296,6 +296,7 @@ class Scheduler:
 
     def _returned(self, thread: KThread, frame: GuestFrame) -> None:
         value = self.engine.get("rax")
+        self.calls -= 1  # a return is no call
         thread.frames.pop()
         self._spinning.pop(thread.id, None)
         self.kernel.driver_returned(thread, frame)
