@@ -506,8 +506,17 @@ def reissue(k: Kernel, request: Request, instance: Instance) -> Model:
 def _call(k: Kernel, thread: KThread, address: int, arguments: tuple[int, ...], name: str) -> Model:
     """Call a callback with its name on the thread, so that rules can tell that the thread is inside it."""
     thread.io_callbacks.append(name)
+    irql = k.engine.irql
     result: int = yield Call(address, arguments, name)
     thread.io_callbacks.pop()
+    if k.engine.irql != irql:
+        raise Bugcheck(
+            bc.IRQL_UNEXPECTED_VALUE,
+            irql,
+            k.engine.irql,
+            address,
+            rule=f"{name} was called at IRQL {irql} and returned at IRQL {k.engine.irql}",
+        )
     return result & 0xFFFF_FFFF
 
 
