@@ -161,6 +161,9 @@ static ULONG_PTR IncrementUnlocked(LONG times)
 {
     for (LONG i = 0; i < times; i++) {
         LONG value = Counter;
+        if (value < 0) { /* keeps the load and the store apart: otherwise it is one instruction */
+            return 1;
+        }
         Counter = value + 1;
     }
     return 0;
@@ -174,6 +177,9 @@ static ULONG_PTR IncrementLocked(LONG times)
 
         KeAcquireSpinLock(&CounterLock, &irql);
         value = Counter;
+        if (value < 0) {
+            KeBugCheck(0xE2);
+        }
         Counter = value + 1;
         KeReleaseSpinLock(&CounterLock, irql);
     }
@@ -187,6 +193,9 @@ static ULONG_PTR IncrementUnderMutex(LONG times)
 
         ExAcquireFastMutex(&CounterMutex);
         value = Counter;
+        if (value < 0) {
+            KeBugCheck(0xE2);
+        }
         Counter = value + 1;
         ExReleaseFastMutex(&CounterMutex);
     }
