@@ -15,7 +15,7 @@ from vm.emulated.exports.declare import (
     VOID,
     export,
 )
-from vm.emulated.fltmgr import instances, model
+from vm.emulated.fltmgr import instances, model, references
 from vm.emulated.fltmgr.manager import manager_of
 from vm.emulated.fltmgr.model import FILTER_TYPE, INSTANCE_TYPE, VOLUME_TYPE
 from vm.emulated.fltmgr.registration import read_registration
@@ -39,7 +39,6 @@ from vm.emulated.kernel.threads import APC_LEVEL, DISPATCH_LEVEL, PASSIVE_LEVEL,
 PFLT_FILTER = PVOID
 PFLT_INSTANCE = PVOID
 PFLT_VOLUME = PVOID
-OBJECT_REFERENCE = "an FltObjectReference without FltObjectDereference"
 
 
 @export(FLTMGR, irql=PASSIVE_LEVEL)
@@ -105,11 +104,8 @@ def FltUnregisterFilter(k: Kernel, Filter: PFLT_FILTER) -> Model:
 @export(FLTMGR, irql=APC_LEVEL)
 def FltObjectReference(k: Kernel, FltObject: PVOID) -> NTSTATUS:
     """Fact X12: a rundown reference on a filter, an instance or a volume."""
-    owner = _filter_of(k, FltObject)
-    if owner is None:
-        return STATUS_SUCCESS
     try:
-        manager_of(k).acquire_rundown(owner, OBJECT_REFERENCE)
+        references.reference(k, FltObject)
     except StatusError as error:
         return error.status
     return STATUS_SUCCESS
@@ -117,37 +113,14 @@ def FltObjectReference(k: Kernel, FltObject: PVOID) -> NTSTATUS:
 
 @export(FLTMGR, irql=APC_LEVEL)
 def FltObjectDereference(k: Kernel, FltObject: PVOID) -> VOID:
-    owner = _filter_of(k, FltObject)
-    if owner is not None:
-        manager_of(k).release_rundown(owner, OBJECT_REFERENCE)
-
-
-def _filter_of(k: Kernel, address: int) -> model.Filter | None:
-    item = k.objects.get(address)
-    if isinstance(item.body, model.Filter):
-        return item.body
-    if isinstance(item.body, model.Instance):
-        return item.body.filter
-    if isinstance(item.body, model.Volume):
-        return None
-    raise Bugcheck(
-        bc.REFERENCE_BY_POINTER,
-        0,
-        address,
-        rule=f"{address:#x} is an object of type '{item.type}', expected a filter, an instance or a volume",
-    )
+    references.dereference(k, FltObject)
 
 
 def _referenced(k: Kernel, address: int, out: int) -> int:
-    """Hand out a pointer with a reference, as the FltGet*From* functions do."""
-    owner = _filter_of(k, address)
-    if owner is not None:
-        try:
-            manager_of(k).acquire_rundown(owner, OBJECT_REFERENCE)
-        except StatusError as error:
-            return error.status
-    k.memory.put64(out, address)
-    return STATUS_SUCCESS
+    try:
+        return references.hand_out(k, address, out)
+    except StatusError as error:
+        return error.status
 
 
 @export(FLTMGR, irql=APC_LEVEL)
@@ -193,7 +166,11 @@ def _list(k: Kernel, found: list[int], array: int, size: int, returned: int) -> 
     if len(found) > size:
         return STATUS_BUFFER_TOO_SMALL
     for position, address in enumerate(found):
-        _referenced(k, address, array + 8 * position)
+        status = _referenced(k, address, array + 8 * position)
+        if status != STATUS_SUCCESS:
+            for taken in found[:position]:
+                references.dereference(k, taken)
+            return status
     return STATUS_SUCCESS
 
 

@@ -6,9 +6,9 @@ import struct
 from typing import TYPE_CHECKING
 
 from vm.emulated.exports.declare import FLTMGR, NTSTATUS, PUNICODE_STRING, PVOID, ULONG, export
+from vm.emulated.fltmgr import references
 from vm.emulated.fltmgr.answers import answers
 from vm.emulated.fltmgr.file_objects import file_at
-from vm.emulated.fltmgr.manager import manager_of
 from vm.emulated.fltmgr.model import FILTER_TYPE, INSTANCE_TYPE, VOLUME_TYPE, Instance, Volume
 from vm.emulated.fltmgr.numbers import FILE_DEVICE_DISK_FILE_SYSTEM
 from vm.emulated.kernel.objects import StatusError
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from vm.emulated.kernel.kernel import Kernel
 
 _PROPERTIES_SIZE = 0x48
-_OBJECT_REFERENCE = "an FltObjectReference without FltObjectDereference"
-"""The words of filter_exports: FltObjectDereference drops these references, too."""
 
 
 def _volume(k: Kernel, address: int) -> Volume:
@@ -138,16 +136,14 @@ def FltGetDeviceObject(k: Kernel, Volume: PVOID, DeviceObject: PVOID) -> NTSTATU
 @export(FLTMGR, irql=APC_LEVEL)
 def FltGetVolumeFromFileObject(k: Kernel, Filter: PVOID, FileObject: PVOID, RetVolume: PVOID) -> NTSTATUS:
     k.objects.get(Filter, FILTER_TYPE)
-    k.memory.put64(RetVolume, file_at(k, FileObject, "FltGetVolumeFromFileObject").volume.address)
-    return STATUS_SUCCESS
+    volume = file_at(k, FileObject, "FltGetVolumeFromFileObject").volume
+    return references.hand_out(k, volume.address, RetVolume)
 
 
 def _give_instance(k: Kernel, instance: Instance | None, out: int) -> int:
     if instance is None:
         raise StatusError(STATUS_NO_MORE_ENTRIES)
-    manager_of(k).acquire_rundown(instance.filter, _OBJECT_REFERENCE)
-    k.memory.put64(out, instance.address)
-    return STATUS_SUCCESS
+    return references.hand_out(k, instance.address, out)
 
 
 def _neighbour(k: Kernel, address: int, step: int) -> Instance | None:
