@@ -98,11 +98,11 @@ def test_a_reference_that_is_never_dropped_blocks_the_unload_and_is_named(
     unload = scripted.begin_unload()
     lab.pass_time(UNLOAD_PATIENCE - 1)
     assert not lab.kernel.violations
-    with pytest.raises(DeadlockError, match="FltObjectReference without FltObjectDereference"):
+    with pytest.raises(DeadlockError, match="an FltObjectReference of the filter 'Scripted' without"):
         unload.result()
     (violation,) = lab.take_violations()
     assert (violation.rule, violation.driver) == ("unload-blocked", scripted.name)
-    assert "FltObjectReference without FltObjectDereference" in violation.message
+    assert "an FltObjectReference of the filter 'Scripted' without" in violation.message
 
 
 @pytest.mark.fact("X12")
