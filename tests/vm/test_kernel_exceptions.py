@@ -137,3 +137,8 @@ def test_a_loop_that_never_calls_the_kernel_is_reported_as_hung(bench: Bench) ->
     report = bench.crash(call())
     assert report.name == "DPC_WATCHDOG_VIOLATION"
     assert "hangs" in report.rule
+
+
+def test_long_work_that_calls_the_kernel_now_and_then_does_not_count_as_hung(bench: Bench) -> None:
+    bench.kernel.scheduler.instructions_limit = 500_000
+    assert bench.run_driver("WorkAndCall", 30) == 7

@@ -238,6 +238,17 @@ static ULONG_PTR SpinForEver(VOID)
     }
 }
 
+static ULONG_PTR WorkAndCall(LONG rounds)
+{
+    for (LONG i = 0; i < rounds; i++) {
+        for (LONG j = 0; j < 20000; j++) {
+            Counter += 0;
+        }
+        (VOID)KeQueryTimeIncrement();
+    }
+    return 7;
+}
+
 static ULONG_PTR LookasideRoundTrip(VOID)
 {
     static NPAGED_LOOKASIDE_LIST list;
@@ -276,5 +287,6 @@ NTSTATUS NTAPI DriverEntry(PDRIVER_OBJECT DriverObject, PUNICODE_STRING Registry
     table[13] = Recurse;
     table[14] = SpinForEver;
     table[15] = LookasideRoundTrip;
+    table[16] = WorkAndCall;
     return STATUS_SUCCESS;
 }
