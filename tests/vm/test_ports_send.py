@@ -482,6 +482,18 @@ def test_several_senders_keep_each_their_own_order_only(labs: Labs) -> None:
     assert len(mixtures) > 1, "the schedules of all seeds were the same"
 
 
+def test_of_several_blocked_senders_the_one_that_waited_longest_is_served_first(
+    lab: Lab, scripted: ScriptedFilter, client: Client, handle: int, shared: int
+) -> None:
+    senders = []
+    for number in range(3):
+        senders.append(scripted.begin_sending(shared, bytes((number,))))
+        lab.settle()
+    for number in range(3):
+        assert client.wait(client.post(handle), None).payload == bytes((number,))
+        assert [sender.done for sender in senders] == [n <= number for n in range(3)]
+
+
 @pytest.mark.fact("S25")
 def test_a_driver_that_forbids_itself_to_wait_on_the_io_path_is_held_to_it(lab: Lab) -> None:
     scripted = ScriptedFilter(lab, rules={"io_path_waits": "forbid"}).load()
@@ -494,6 +506,9 @@ def test_a_driver_that_forbids_itself_to_wait_on_the_io_path_is_held_to_it(lab: 
     assert (violation.rule, violation.driver) == ("io-path-wait", scripted.name)
     assert "PreOperation of IRP_MJ_CREATE" in violation.message
     lab.run(scripted.send(shared, b"x", timeout=-SECONDS))  # a worker may wait
+    poll = scripted.send(shared, b"x", timeout=0)  # and a callback may look
+    lab.run(inside_callback(lab, scripted.instance_on("D"), "PreOperation of IRP_MJ_CREATE", poll))
+    assert not lab.kernel.violations
 
 
 @pytest.mark.fact("S26")

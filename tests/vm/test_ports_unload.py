@@ -17,9 +17,11 @@ from tests.vm.port_lab import (
     pause,
 )
 from vm.emulated.fltmgr.manager import UNLOAD_PATIENCE
+from vm.emulated.fltmgr.ports import PortPolicy
 from vm.emulated.kernel import bugcheck as bc
 from vm.emulated.kernel.kernel import DeadlockError, MachineCrashedError
 from vm.emulated.kernel.status import (
+    STATUS_CANCELLED,
     STATUS_FLT_DELETING_OBJECT,
     STATUS_FLT_DO_NOT_DETACH,
     STATUS_PORT_DISCONNECTED,
@@ -446,3 +448,64 @@ def test_a_second_unload_during_the_first_is_refused(lab: Lab, scripted: Scripte
     assert scripted.unload() == STATUS_FLT_DELETING_OBJECT
     gate.release()
     assert first.result() == STATUS_SUCCESS
+
+
+POLICIES = [
+    PortPolicy(notify_after_kernel_close=notify, purge_status=purge, wake_senders_before_notify=wake)
+    for notify in (True, False)
+    for purge in (STATUS_PORT_DISCONNECTED, STATUS_CANCELLED)
+    for wake in (True, False)
+]
+
+
+@pytest.mark.fact("D3", "D5", "D8", "G17", "X7")
+@pytest.mark.parametrize("policy", POLICIES)
+def test_whatever_happens_at_once_everything_comes_back_and_ends_once(labs: Labs, policy: PortPolicy) -> None:
+    for seed in range(5):
+        lab = labs(seed=seed, policy=policy)
+        scripted = ScriptedFilter(lab).load()
+
+        def message(call: MessageCall, scripted: ScriptedFilter = scripted) -> Model:
+            yield from scripted.send(call.cookie, b"from the callback")
+            return STATUS_SUCCESS
+
+        clients = [lab.client(f"client{n}.exe") for n in range(4)]
+        handles = [client.connect(synchronous=n == 3) for n, client in enumerate(clients)]
+        cookies = [c.connection(h).cookie for c, h in zip(clients, handles, strict=True)]
+        workers: list[Job] = []
+
+        def unload_with_care(
+            flags: int,
+            scripted: ScriptedFilter = scripted,
+            workers: list[Job] = workers,
+            cookies: tuple[int, ...] = tuple(cookies),
+        ) -> Model:
+            yield from scripted.close_server_port()
+            for cookie in cookies:
+                yield from scripted.close_client(cookie)
+            while not all(worker.done for worker in workers):
+                yield from pause(1)
+            yield from scripted.unregister()
+            return STATUS_SUCCESS
+
+        scripted.on_message = message
+        scripted.on_unload = unload_with_care
+        jobs: list[Job] = []
+        for client, handle, cookie in zip(clients, handles, cookies, strict=True):
+            workers += [scripted.begin_sending(cookie, bytes(8 * n), timeout=-SECONDS) for n in range(2)]
+            workers += [scripted.begin_sending(cookie, reply=8)]
+            jobs += [client.begin_send(handle, b"up")]
+            jobs += [client.begin_get(handle, size=size) for size in (20, 100)]
+        workers.append(lab.start(scripted.close_client(cookies[0]), "closer"))
+        jobs += [clients[1].begin_close(handles[1]), clients[2].begin_exit(), clients[3].begin_connect()]
+        unload = scripted.begin_unload()
+        assert unload.result() == STATUS_SUCCESS
+        for job in (*workers, *jobs):
+            job.result()
+        for client in (clients[0], clients[3]):
+            client.begin_exit().result()
+        assert len(set(scripted.disconnects)) == len(scripted.disconnects) <= len(scripted.connects)
+        if policy.notify_after_kernel_close:
+            assert len(scripted.disconnects) == len(scripted.connects)
+        assert not lab.kernel.pool.owned_by("fltmgr")
+        assert not lab.manager.ports.connections
