@@ -13,8 +13,8 @@ from vm.emulated.fltmgr.filesystem import FileSystem, OpenRequest
 from vm.emulated.kernel.objects import StatusError
 
 ALL = n.FILE_GENERIC_READ | n.FILE_GENERIC_WRITE | n.DELETE
-NAMES = st.sampled_from(["a", "B", "b", "Long name.txt", "ä"])
-DIRECTORIES = st.sampled_from(["", "\\D", "\\d\\E"])
+NAMES = st.sampled_from(["a", "A", "Long name.ä"])
+DIRECTORIES = st.sampled_from(["", "", "\\D", "\\d\\E"])
 
 
 def key(path: str) -> str:
@@ -151,4 +151,4 @@ class FilesAgainstDictionary(RuleBasedStateMachine):
 
 
 TestFilesAgainstDictionary = FilesAgainstDictionary.TestCase
-TestFilesAgainstDictionary.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+TestFilesAgainstDictionary.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)
