@@ -7,8 +7,10 @@ import struct
 import pytest
 
 from tests.vm.kernel_bench import Bench
+from vm.emulated.exports.declare import NTOSKRNL, PVOID, ULONG, export
 from vm.emulated.exports.names import name_matches
 from vm.emulated.kernel import security
+from vm.emulated.kernel.kernel import Kernel
 from vm.emulated.kernel.status import (
     STATUS_ACCESS_DENIED,
     STATUS_BUFFER_OVERFLOW,
@@ -382,3 +384,52 @@ def test_the_exported_sids_lie_where_the_structure_has_them(bench: Bench) -> Non
     assert memory.u64(exports + 8 * 8) == 10  # SeLoadDriverPrivilege
     assert security.sid_text(memory, memory.u64(exports + 8 * 33)) == security.SYSTEM
     assert security.sid_text(memory, memory.u64(exports + 8 * 34)) == security.ADMINISTRATORS
+
+
+# Tables and bitmaps
+
+
+def test_a_generic_table_keeps_its_elements_in_the_driver_s_order(bench: Bench) -> None:
+    memory = bench.kernel.memory
+
+    @export(NTOSKRNL, irql=2)
+    def Compare(k: Kernel, Table: PVOID, First: PVOID, Second: PVOID) -> int:  # noqa: N802, N803
+        a, b = k.memory.u32(First), k.memory.u32(Second)
+        return 2 if a == b else 0 if a < b else 1
+
+    @export(NTOSKRNL, irql=2)
+    def Allocate(k: Kernel, Table: PVOID, Size: ULONG) -> int:  # noqa: N802, N803
+        return k.pool.allocate(Size, "Tabl", owner="test")
+
+    @export(NTOSKRNL, irql=2)
+    def Free(k: Kernel, Table: PVOID, Buffer: PVOID) -> None:  # noqa: N802, N803
+        k.pool.free(Buffer, "Tabl")
+
+    routines = [bench.kernel.python_function(f) for f in (Compare, Allocate, Free)]
+    table, new, restart = bench.room(0x68), bench.room(1), bench.room(8)
+    keys = [bench.put(struct.pack("<I", n)) for n in (30, 10, 20, 10)]
+
+    def use() -> Model:
+        yield bench.call("RtlInitializeGenericTableAvl", table, *routines, 0)
+        fresh = []
+        for key in keys:
+            yield bench.call("RtlInsertElementGenericTableAvl", table, key, 4, new)
+            fresh.append(memory.u8(new))
+        deleted = yield bench.call("RtlDeleteElementGenericTableAvl", table, keys[2])
+        missing = yield bench.call("RtlLookupElementGenericTableAvl", table, keys[2])
+        found = []
+        while element := (yield bench.call("RtlEnumerateGenericTableWithoutSplayingAvl", table, restart)):
+            found.append(memory.u32(element))
+        return fresh, deleted, missing, found, (yield bench.call("RtlNumberGenericTableElementsAvl", table))
+
+    assert bench.model(use()) == ([1, 1, 1, 0], 1, 0, [10, 30], 2)
+
+
+def test_a_bitmap_finds_clear_runs_from_the_hint_on(bench: Bench) -> None:
+    header, buffer = bench.room(16), bench.room(8)
+    bench.run("RtlInitializeBitMap", header, buffer, 40)
+    bench.run("RtlSetBits", header, 3, 4)
+    assert bench.run("RtlFindClearBitsAndSet", header, 4, 0) == 7
+    assert bench.run("RtlFindClearBits", header, 3, 39) == 0
+    assert bench.run("RtlFindClearBits", header, 30, 0) == 0xFFFF_FFFF
+    assert bench.run("RtlNumberOfSetBits", header) == 8

@@ -148,6 +148,12 @@ def test_a_dispatcher_object_that_was_never_initialised_is_a_bugcheck(bench: Ben
     assert "is no event" in report.rule
 
 
+@pytest.mark.parametrize("call", ["KeSetEvent", "KeWaitForSingleObject"])
+def test_zeroed_memory_is_no_event(bench: Bench, call: str) -> None:
+    report = bench.crash_of(bench.call(call, bench.room(0x18), 0, 0, 0, 0))
+    assert "not an initialised dispatcher object" in report.rule
+
+
 def recorder(bench: Bench, calls: list[tuple[int, int, int]]) -> int:
     """Address of a DPC routine that notes its context, its first argument and the IRQL."""
 

@@ -29,6 +29,7 @@ AREAS = (
     "spinlocks",
     "strings",
     "synchronization",
+    "tables",
     "threads",
     "time",
 )

@@ -72,8 +72,10 @@ class Dispatcher:
 
     def kind(self, address: int) -> int:
         """Type byte of the object; bugchecks when it is none."""
-        kind = self.kernel.memory.u8(address) & 0x7F
-        if kind not in _KNOWN:
+        memory = self.kernel.memory
+        kind = memory.u8(address) & 0x7F
+        # Zeroed memory looks like an event, but its wait list leads nowhere: Windows would follow the NULL pointer.
+        if kind not in _KNOWN or not memory.u64(address + 8):
             raise Bugcheck(
                 bc.DRIVER_VERIFIER_DETECTED_VIOLATION,
                 0x2_0001,
