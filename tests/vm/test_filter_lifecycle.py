@@ -421,8 +421,15 @@ def test_an_unload_waits_for_an_attachment_and_tears_it_down(lab: Lab, scripted:
     assert lab.events.count("InstanceTeardownComplete") == 3
 
 
+@pytest.mark.fact("X7")
 def test_an_unload_waits_for_a_teardown_in_another_thread(lab: Lab, scripted: ScriptedFilter) -> None:
     gate = Gate(lab)
+
+    def drop_volume_contexts(k: object, owner: object) -> Model:
+        lab.log("volume contexts dropped")
+        yield from ()
+
+    lab.kernel.services["drop_volume_contexts"] = drop_volume_contexts
 
     def teardown(reason: int) -> Model:
         yield from gate.wait()
@@ -440,6 +447,7 @@ def test_an_unload_waits_for_a_teardown_in_another_thread(lab: Lab, scripted: Sc
     assert unload.result() == STATUS_SUCCESS
     assert detaching.value == STATUS_SUCCESS
     assert lab.events.count("InstanceTeardownComplete") == 2
+    assert lab.events[-3:] == ["InstanceTeardownComplete", "volume contexts dropped", "unregistered"]
 
 
 @pytest.mark.fact("A1")

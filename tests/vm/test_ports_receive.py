@@ -182,6 +182,18 @@ def test_a_cancel_without_an_operation_cancels_all_of_the_process(
 
 
 @pytest.mark.fact("G16")
+def test_a_cancel_leaves_the_requests_of_other_processes_alone(lab: Lab, client: Client, handle: int) -> None:
+    operation = client.post(handle)
+    child = lab.client("child.exe")
+    inherited = child.process.handles.insert(client.process.handles.get(handle))
+    own = child.post(inherited)
+    assert child.cancel(inherited, operation) == STATUS_NOT_FOUND
+    assert child.cancel(inherited) == STATUS_SUCCESS
+    assert child.wait(own).status == STATUS_CANCELLED
+    assert client.wait(operation).status == STATUS_TIMEOUT
+
+
+@pytest.mark.fact("G16")
 def test_the_end_of_a_thread_cancels_its_synchronous_request(lab: Lab, scripted: ScriptedFilter) -> None:
     client = lab.client()
     handle = client.connect(synchronous=True)

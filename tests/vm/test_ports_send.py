@@ -495,19 +495,27 @@ def test_of_several_blocked_senders_the_one_that_waited_longest_is_served_first(
 
 
 @pytest.mark.fact("S25")
-def test_a_driver_that_forbids_itself_to_wait_on_the_io_path_is_held_to_it(lab: Lab) -> None:
+@pytest.mark.parametrize("reply", [None, 4])
+def test_a_driver_that_forbids_itself_to_wait_on_the_io_path_is_held_to_it(
+    lab: Lab, reply: int | None
+) -> None:
     scripted = ScriptedFilter(lab, rules={"io_path_waits": "forbid"}).load()
     client = lab.client()
-    shared = client.connection(client.connect()).cookie
-    send = scripted.send(shared, b"x", timeout=-SECONDS)
-    callback = inside_callback(lab, scripted.instance_on("D"), "PreOperation of IRP_MJ_CREATE", send)
+    handle = client.connect()
+    shared = client.connection(handle).cookie
+    instance = scripted.instance_on("D")
+    if reply is not None:
+        client.post(handle)
+    send = scripted.send(shared, b"x", reply=reply, timeout=-SECONDS)
+    callback = inside_callback(lab, instance, "PreOperation of IRP_MJ_CREATE", send)
     assert lab.run(callback).status == STATUS_TIMEOUT
     (violation,) = lab.take_violations()
     assert (violation.rule, violation.driver) == ("io-path-wait", scripted.name)
     assert "PreOperation of IRP_MJ_CREATE" in violation.message
+    assert ("for a reader" if reply is None else "for a reply") in violation.message
     lab.run(scripted.send(shared, b"x", timeout=-SECONDS))  # a worker may wait
     poll = scripted.send(shared, b"x", timeout=0)  # and a callback may look
-    lab.run(inside_callback(lab, scripted.instance_on("D"), "PreOperation of IRP_MJ_CREATE", poll))
+    lab.run(inside_callback(lab, instance, "PreOperation of IRP_MJ_CREATE", poll))
     assert not lab.kernel.violations
 
 
