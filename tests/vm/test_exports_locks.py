@@ -290,12 +290,16 @@ def test_rundown_waits_for_the_last_release_and_then_refuses(bench: Bench) -> No
     def main() -> Model:
         yield bench.call("ExInitializeRundownProtection", reference)
         taken = yield bench.call("ExAcquireRundownProtection", reference)
+        yield bench.call("ExAcquireRundownProtection", reference)
         bench.kernel.start_system_thread(waiter(), "waiter")
         refused = 1
         while refused:
             refused = yield bench.call("ExAcquireRundownProtection", reference)
             if refused:
                 yield bench.call("ExReleaseRundownProtection", reference)
+        yield bench.call("ExReleaseRundownProtection", reference)
+        for _ in range(200):  # time for the waiter to be woken too early
+            yield bench.call("KeQueryTimeIncrement")
         order.append("released")
         yield bench.call("ExReleaseRundownProtection", reference)
         return taken, refused

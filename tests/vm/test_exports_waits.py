@@ -19,6 +19,7 @@ from vm.emulated.kernel.status import (
     STATUS_OBJECT_TYPE_MISMATCH,
     STATUS_SEMAPHORE_LIMIT_EXCEEDED,
     STATUS_TIMEOUT,
+    STATUS_USER_APC,
 )
 from vm.emulated.kernel.threads import Model
 
@@ -92,6 +93,21 @@ def test_a_wait_with_a_zero_timeout_is_allowed_at_dispatch_level_and_one_that_bl
         bench.call("KeRaiseIrqlToDpcLevel"), bench.call("KeWaitForSingleObject", signal, 0, 0, 0, 0)
     )
     assert report.name == "ATTEMPTED_SWITCH_FROM_DPC"
+
+
+@pytest.mark.parametrize(("mode", "ends"), [(1, True), (0, False)])
+def test_termination_ends_a_user_mode_wait_only(bench: Bench, mode: int, ends: bool) -> None:
+    signal, statuses = event(bench), []
+    kernel = bench.kernel
+
+    def waiter() -> Model:
+        statuses.append((yield bench.call("KeWaitForSingleObject", signal, 0, mode, 0, 0)))
+
+    thread = kernel.start_system_thread(waiter(), "waiter")
+    kernel.run_until_idle()
+    kernel.scheduler.terminate(thread)
+    kernel.run_until_idle()
+    assert statuses == ([STATUS_USER_APC] if ends else [])
 
 
 def test_waiting_for_any_returns_the_index_and_for_all_takes_all(bench: Bench) -> None:

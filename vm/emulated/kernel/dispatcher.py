@@ -16,8 +16,9 @@ from vm.emulated.kernel.status import (
     STATUS_MUTANT_LIMIT_EXCEEDED,
     STATUS_SEMAPHORE_LIMIT_EXCEEDED,
     STATUS_TIMEOUT,
+    STATUS_USER_APC,
 )
-from vm.emulated.kernel.threads import DISPATCH_LEVEL, KThread, ThreadState, Wait
+from vm.emulated.kernel.threads import DISPATCH_LEVEL, USER_MODE, KThread, ThreadState, Wait
 
 if TYPE_CHECKING:
     from vm.emulated.kernel.clock import Timer
@@ -209,6 +210,9 @@ class Dispatcher:
         if wait.timeout == 0:
             frame.value = STATUS_TIMEOUT  # type: ignore[union-attr]
             return
+        if wait.mode == USER_MODE and thread.terminating:
+            frame.value = STATUS_USER_APC  # type: ignore[union-attr]
+            return
         thread.state = ThreadState.WAITING
         thread.wait_objects = tuple(wait.objects)
         self._waits[thread] = wait
@@ -222,6 +226,12 @@ class Dispatcher:
                 self._end(thread, STATUS_TIMEOUT)
 
             thread.timer = clock.at(clock.due_of(wait.timeout), expired)
+
+    def interrupt(self, thread: KThread) -> None:
+        """The thread is being terminated: a user-mode wait ends with STATUS_USER_APC, a kernel-mode wait goes on."""
+        wait = self._waits.get(thread)
+        if wait is not None and wait.mode == USER_MODE:
+            self._end(thread, STATUS_USER_APC)
 
     def _end(self, thread: KThread, status: int) -> None:
         wait = self._waits.pop(thread)

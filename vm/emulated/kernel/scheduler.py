@@ -132,6 +132,8 @@ class Scheduler:
             if block.on_cancel:
                 block.on_cancel()
             self.wake(thread, TERMINATING)
+        elif block is None:
+            self.kernel.dispatcher.interrupt(thread)
 
     # Running
 
