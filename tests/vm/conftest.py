@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from tests.vm.port_lab import Lab, ScriptedFilter
+    from tests.vm.port_lab import Lab
+    from tests.vm.scripted_filter import ScriptedFilter
     from vm.emulated.fltmgr.ports import PortPolicy
 
 
@@ -55,6 +56,6 @@ def lab(labs: Labs) -> Lab:
 @pytest.fixture
 def scripted(lab: Lab) -> ScriptedFilter:
     """A loaded filter with one port."""
-    from tests.vm.port_lab import ScriptedFilter
+    from tests.vm.scripted_filter import ScriptedFilter
 
     return ScriptedFilter(lab).load()

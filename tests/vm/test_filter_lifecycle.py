@@ -7,7 +7,8 @@ import struct
 import pytest
 
 from tests.vm.conftest import Labs
-from tests.vm.port_lab import SECONDS, Gate, Lab, ScriptedFilter, inside_callback
+from tests.vm.port_lab import SECONDS, Gate, Lab, inside_callback
+from tests.vm.scripted_filter import ScriptedFilter
 from vm.emulated.fltmgr import instances, loading
 from vm.emulated.fltmgr.loading import ImageFile
 from vm.emulated.fltmgr.manager import UNLOAD_PATIENCE

@@ -5,17 +5,8 @@ from __future__ import annotations
 import pytest
 
 from tests.vm.conftest import Labs
-from tests.vm.port_lab import (
-    PLAIN_USER,
-    PORT,
-    SECONDS,
-    Client,
-    ConnectCall,
-    Gate,
-    Lab,
-    MessageCall,
-    ScriptedFilter,
-)
+from tests.vm.port_lab import PLAIN_USER, PORT, SECONDS, Client, Gate, Lab
+from tests.vm.scripted_filter import ConnectCall, MessageCall, ScriptedFilter
 from vm.emulated.fltmgr.ports import PortPolicy
 from vm.emulated.kernel import bugcheck as bc
 from vm.emulated.kernel.kernel import MachineCrashedError

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from tests.vm.conftest import Labs
-from tests.vm.port_lab import PORT, Lab, ScriptedFilter
+from tests.vm.port_lab import PORT, Lab
+from tests.vm.scripted_filter import ScriptedFilter
 from vm.emulated.fltmgr.model import SERVER_PORT_TYPE
 from vm.emulated.kernel import bugcheck as bc
 from vm.emulated.kernel import security

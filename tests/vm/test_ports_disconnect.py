@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from tests.vm.conftest import Labs
-from tests.vm.port_lab import SECONDS, Client, Gate, Job, Lab, MessageCall, ScriptedFilter, pause
+from tests.vm.port_lab import SECONDS, Client, Gate, Job, Lab, pause
+from tests.vm.scripted_filter import MessageCall, ScriptedFilter
 from vm.emulated.fltmgr.ports import PortPolicy
 from vm.emulated.kernel import bugcheck as bc
 from vm.emulated.kernel.kernel import MachineCrashedError

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from tests.vm.conftest import Labs
-from tests.vm.port_lab import MILLISECONDS, SECONDS, Client, Lab, ScriptedFilter
+from tests.vm.port_lab import MILLISECONDS, SECONDS, Client, Lab
+from tests.vm.scripted_filter import ScriptedFilter
 from vm.emulated.fltmgr import port_services
 from vm.emulated.fltmgr.ports import PortPolicy
 from vm.emulated.kernel.status import (

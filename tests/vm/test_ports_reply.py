@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from tests.vm.conftest import Labs
-from tests.vm.port_lab import SECONDS, Client, Lab, ScriptedFilter, Sent, pause
+from tests.vm.port_lab import SECONDS, Client, Lab, pause
+from tests.vm.scripted_filter import ScriptedFilter, Sent
 from vm.emulated.fltmgr import port_services
 from vm.emulated.kernel import bugcheck as bc
 from vm.emulated.kernel.kernel import MachineCrashedError

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from tests.vm.conftest import Labs
-from tests.vm.port_lab import SECONDS, Client, Lab, ScriptedFilter, inside_callback
+from tests.vm.port_lab import SECONDS, Client, Lab, inside_callback
+from tests.vm.scripted_filter import ScriptedFilter
 from vm.emulated.fltmgr.port_services import cancel, get_message
 from vm.emulated.fltmgr.ports import PortPolicy
 from vm.emulated.kernel import bugcheck as bc

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.vm.port_lab import Gate, Lab, MessageCall, ScriptedFilter
+from tests.vm.port_lab import Gate, Lab
+from tests.vm.scripted_filter import MessageCall, ScriptedFilter
 from vm.emulated.kernel.kernel import MachineCrashedError
 from vm.emulated.kernel.status import (
     STATUS_BUFFER_TOO_SMALL,
