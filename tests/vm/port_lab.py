@@ -10,10 +10,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from vm.emulated.exports.declare import (
-    Export,
-    collect,
-)
+from vm.emulated.exports.declare import Export, collect
 from vm.emulated.fltmgr import filter_exports, port_exports, port_services
 from vm.emulated.fltmgr.manager import FilterManager
 from vm.emulated.fltmgr.model import VOLUME_TYPE, Instance, Volume

@@ -303,7 +303,6 @@ class ScriptedFilter:
         descriptor: int | None = None,
     ) -> Model:
         """FltCreateCommunicationPort; `descriptor` is an address, 0 none, None what the filter's settings say."""
-        memory = self.lab.kernel.memory
         own = descriptor is None
         if descriptor is None:
             descriptor = yield from self.build_descriptor()
@@ -323,7 +322,6 @@ class ScriptedFilter:
             yield from self.call("FltFreeSecurityDescriptor", descriptor)
         elif own:
             self.lab.kernel.pool.free(descriptor)
-        assert memory.is_mapped(self.variable(DATA))
         return status
 
     def build_descriptor(self) -> Model:
