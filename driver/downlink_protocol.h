@@ -22,22 +22,36 @@
 typedef enum _DOWNLINK_KIND {
     DownlinkFileOpened = 1,          /* Detail: FILE_SUPERSEDED .. FILE_OVERWRITTEN of the I/O status block */
     DownlinkFileWritten = 2,         /* Value: bytes written by this record's operations */
-    DownlinkFileSizeSet = 3,         /* Value: the new end of file */
+    DownlinkFileSizeSet = 3,         /* Value: the new size; Detail: DOWNLINK_SIZE_* */
     DownlinkFileRenamed = 4,         /* Path: before; second path: after */
     DownlinkFileLinked = 5,          /* Path: the existing name; second path: the new hard link */
-    DownlinkFileDeleted = 6,
-    DownlinkFileAttributesSet = 7,   /* Value: the new attributes, 0 if only time stamps were set */
+    DownlinkFileDeleted = 6,         /* what has happened: the file, or this name of it, is gone */
+    DownlinkFileAttributesSet = 7,   /* Value: the new attributes, 0 if only time stamps were set;
+                                        Detail: DOWNLINK_SET_* */
     DownlinkFileSecuritySet = 8,     /* Value: the SECURITY_INFORMATION that was set */
-    DownlinkFileClosed = 9,          /* after a change; Value: total bytes written through the handle */
+    DownlinkFileClosed = 9,          /* after a change; Value: total bytes written through the handle;
+                                        Detail: DOWNLINK_MASK of the kinds of change that were made through it */
     DownlinkClientConnected = 16,    /* ProcessId: the client's; Value: connection id; Detail: connections now */
     DownlinkClientDisconnected = 17, /* ProcessId: the client's; Value: connection id; Detail: DOWNLINK_REASON */
-    DownlinkStatistics = 18
+    DownlinkStatistics = 18          /* every StatisticsIntervalMs; a DOWNLINK_STATISTICS follows the record's head */
 } DOWNLINK_KIND;
 
 #define DOWNLINK_MASK(kind) (1UL << (kind))
 #define DOWNLINK_MASK_FILES 0x000003FEUL
 #define DOWNLINK_MASK_LIFECYCLE 0x00030000UL
+#define DOWNLINK_MASK_STATISTICS 0x00040000UL
 #define DOWNLINK_MASK_ALL 0x000703FEUL
+
+/* Which size was set (Detail of DownlinkFileSizeSet). */
+#define DOWNLINK_SIZE_END_OF_FILE 1 /* truncated or extended */
+#define DOWNLINK_SIZE_ALLOCATION 2  /* a smaller one than the file also truncates it */
+
+/* What was set (Detail of DownlinkFileAttributesSet), any of them. */
+#define DOWNLINK_SET_CREATION_TIME 0x00000001UL
+#define DOWNLINK_SET_LAST_ACCESS_TIME 0x00000002UL
+#define DOWNLINK_SET_LAST_WRITE_TIME 0x00000004UL
+#define DOWNLINK_SET_CHANGE_TIME 0x00000008UL
+#define DOWNLINK_SET_ATTRIBUTES 0x00000010UL
 
 /* Why a connection ended (Detail of DownlinkClientDisconnected). */
 typedef enum _DOWNLINK_REASON {
@@ -59,13 +73,18 @@ typedef enum _DOWNLINK_REASON {
 #define DOWNLINK_MESSAGE_BYTES_DEFAULT 0x00010000UL
 #define DOWNLINK_MESSAGE_BYTES_MAXIMUM 0x00040000UL
 
+/* Bounds of the interval of statistics, in milliseconds. Zero in the context means none. */
+#define DOWNLINK_STATISTICS_INTERVAL_MINIMUM 100UL
+#define DOWNLINK_STATISTICS_INTERVAL_MAXIMUM 86400000UL
+
 /* Longest path in one record, in bytes, volume included; a longer one is cut and the record says so. */
 #define DOWNLINK_PATH_BYTES_MAXIMUM 0xFFFE
 
 /*
  * Connection context. The path prefix (UTF-16, no terminator, may be empty) follows at offset 32; the context's
  * length must be exactly Size. A bad context is refused: unknown version with STATUS_REVISION_MISMATCH, everything
- * else with STATUS_INVALID_PARAMETER.
+ * else with STATUS_INVALID_PARAMETER. A good one is refused with STATUS_INSUFFICIENT_RESOURCES when its queue does not
+ * fit into what is left of the driver's memory budget, and with STATUS_CONNECTION_COUNT_LIMIT when all places are taken.
  */
 typedef struct _DOWNLINK_CONNECT {
     unsigned int Magic;                /* 0x00 DOWNLINK_CONNECT_MAGIC */
@@ -77,7 +96,7 @@ typedef struct _DOWNLINK_CONNECT {
     unsigned int Flags;                /* 0x10 */
     unsigned int QueueBytes;           /* 0x14 */
     unsigned int MessageBytes;         /* 0x18 most bytes in one message, FILTER_MESSAGE_HEADER not counted */
-    unsigned int StatisticsIntervalMs; /* 0x1C 0 = no periodic statistics */
+    unsigned int StatisticsIntervalMs; /* 0x1C 0 = none; they are sent if EventMask has their bit, too */
 } DOWNLINK_CONNECT;                    /* 0x20 */
 
 /*
@@ -95,11 +114,14 @@ typedef struct _DOWNLINK_MESSAGE {
 
 /* Flags of DOWNLINK_RECORD. */
 #define DOWNLINK_RECORD_DIRECTORY 0x0001      /* the object is a directory */
-#define DOWNLINK_RECORD_NO_PATH 0x0002        /* no name could be had safely; FileId may tell */
+#define DOWNLINK_RECORD_NO_PATH 0x0002        /* no name could be had safely; the path is the volume's at most */
 #define DOWNLINK_RECORD_PATH_TRUNCATED 0x0004 /* the path was longer than DOWNLINK_PATH_BYTES_MAXIMUM */
 #define DOWNLINK_RECORD_FILE_ID 0x0008        /* FileId is valid */
 
-/* One event. The path (UTF-16, no terminator) follows at offset 72, the second path directly behind it. */
+/*
+ * One event. The path (UTF-16, no terminator) follows at offset 72, the second path directly behind it, then zeros up
+ * to Size. A DownlinkStatistics record has no paths; a DOWNLINK_STATISTICS follows at offset 72 instead.
+ */
 typedef struct _DOWNLINK_RECORD {
     unsigned int Size;               /* 0x00 of the record with its paths, a multiple of 8, in bytes */
     unsigned short Kind;             /* 0x04 DOWNLINK_KIND */
@@ -117,5 +139,22 @@ typedef struct _DOWNLINK_RECORD {
     unsigned short VolumeLength;     /* 0x44 bytes at the start of the path that name the volume device */
     unsigned short Reserved;         /* 0x46 zero */
 } DOWNLINK_RECORD;                   /* 0x48 */
+
+/*
+ * Counters of a connection since it was made, as they were when the statistics record got its sequence number:
+ * Sent + Dropped + PendingRecords == Sequence - 1, always. The record passes through the queue like any other, so that
+ * it may be dropped, and so that none is made while the client does not fetch.
+ */
+typedef struct _DOWNLINK_STATISTICS {
+    unsigned long long Queued;   /* 0x00 records that found a place in the queue, also if they were dropped later */
+    unsigned long long Sent;     /* 0x08 records that the client has fetched */
+    unsigned long long Dropped;  /* 0x10 records that it will never see */
+    unsigned long long Messages; /* 0x18 that it has fetched */
+    unsigned long long Bytes;    /* 0x20 of these messages */
+    unsigned int PendingRecords; /* 0x28 in the queue now */
+    unsigned int QueueBytes;     /* 0x2C the queue's capacity; each record takes its Size and 8 bytes */
+    unsigned int UsedBytes;      /* 0x30 of the queue now */
+    unsigned int HighWaterBytes; /* 0x34 most that was ever used */
+} DOWNLINK_STATISTICS;           /* 0x38 */
 
 #endif
