@@ -51,13 +51,16 @@ def task(**options: Any) -> Callable[[Callable[..., int | None]], Any]:
         "driver": "driver of harness.toml",
         "toolchain": "what compiles it: zig",
         "configuration": "debug or release",
+        "architecture": "x64 (default) or arm64",
     }
 )
-def build(_: Context, driver: str = "", toolchain: str = "", configuration: str = "") -> None:
+def build(
+    _: Context, driver: str = "", toolchain: str = "", configuration: str = "", architecture: str = ""
+) -> None:
     """Build the driver into a package under out/; does nothing when it is up to date."""
     from harness.console import Console
 
-    package = _builder(_configuration(), driver, toolchain, configuration)()
+    package = _builder(_configuration(), driver, toolchain, configuration, architecture)()
     Console().line(
         f"'{package.directory.relative_to(ROOT)}' is up to date: {', '.join(file.name for file in package.manifest.files)}"
     )
@@ -202,12 +205,14 @@ def _configuration() -> Configuration:
 
 
 def _builder(
-    settings: Configuration, driver: str, toolchain: str, configuration: str
+    settings: Configuration, driver: str, toolchain: str, configuration: str, architecture: str = ""
 ) -> Callable[[], Package]:
     """The build with these options, checked now and run later."""
     from harness import builds
 
-    return builds.prepare(settings, driver or None, toolchain or None, configuration or None)
+    return builds.prepare(
+        settings, driver or None, toolchain or None, configuration or None, architecture or None
+    )
 
 
 ns = Collection(build, deploy, test, check, doctor, bench, clean)

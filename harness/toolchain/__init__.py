@@ -1,9 +1,17 @@
 """Toolchains: from a driver's sources to an image, its symbols and its stamped INF."""
 
-from harness.toolchain.source import BuildResult, Configuration, DriverSource, ToolchainVersions
+from harness.toolchain.source import (
+    ARCHITECTURES,
+    BuildResult,
+    Configuration,
+    DriverSource,
+    ToolchainVersions,
+    directory_name,
+)
 from harness.toolchain.zig import build, cross_compile, default_cache
 
 __all__ = [
+    "ARCHITECTURES",
     "BuildResult",
     "Configuration",
     "DriverSource",
@@ -11,4 +19,5 @@ __all__ = [
     "build",
     "cross_compile",
     "default_cache",
+    "directory_name",
 ]

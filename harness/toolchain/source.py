@@ -12,10 +12,18 @@ from vm.errors import BuildError
 
 Configuration = Literal["debug", "release"]
 
+ARCHITECTURES = ("x64", "arm64")
+"""What toolchains build for, the default first."""
+
 ToolchainVersions = Mapping[str, str]
 """Tool name to version, e.g. {"ziglang": "0.17.0", "clang": "22.1.8"}."""
 
 _VERSION = re.compile(r'^#define[ \t]+\w*VERSION_([A-Z]+)[ \t]+"?([^"\n]+?)"?[ \t]*$', re.MULTILINE)
+
+
+def directory_name(configuration: str, architecture: str) -> str:
+    """Name of the directory for what is built: "debug", "release-arm64"; the default architecture goes without saying."""
+    return configuration if architecture == ARCHITECTURES[0] else f"{configuration}-{architecture}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ from harness.toolchain.source import (
     BuildResult,
     Configuration,
     DriverSource,
+    directory_name,
     read_version,
     stamp_inf,
 )
@@ -54,7 +55,6 @@ _COMPILE = (
     "-fasync-exceptions",  # without it a faulting access inside __try is not covered, only calls are
     "-funwind-tables",
     "-fno-stack-protector",  # there is no security cookie without the WDK's library
-    "-mno-stack-arg-probe",
     "-fno-strict-aliasing",
     "-g",
     "-gcodeview",
@@ -96,6 +96,8 @@ class _Architecture:
     import_directory: str
     definitions: tuple[str, ...]
     flags: tuple[str, ...] = ()
+    cross: str = ""
+    """Directory in the cross headers with what this architecture needs before them."""
 
 
 _ARCHITECTURES = {
@@ -106,7 +108,18 @@ _ARCHITECTURES = {
         "x86_64-windows-any",
         "lib64",
         ("_AMD64_=1", "AMD64=1"),
-        ("-mno-avx",),
+        ("-mno-avx", "-mno-stack-arg-probe"),
+    ),
+    "arm64": _Architecture(
+        "aarch64-unknown-windows-gnu",
+        "arm64",
+        "aarch64-windows-any",
+        # mingw-w64 has no list of the Arm64 kernel's exports; a driver uses the part that both kernels have.
+        "lib64",
+        ("_ARM64_=1", "ARM64=1"),
+        # Volatile accesses acquire and release, as x64 gives them and as MSVC does with /volatile:ms.
+        ("-Xclang", "-fms-volatile"),
+        "arm64",
     ),
 }
 
@@ -128,13 +141,13 @@ def build(
     cache: Path | None = None,
     deadline: Deadline | None = None,
 ) -> BuildResult:
-    """Build a driver into `out/<configuration>/`: image, symbols and stamped INF. Only what is stale is done.
+    """Build a driver into `out/<configuration>/` (`out/<configuration>-arm64/`): image, symbols and stamped INF. Only what is stale is done.
 
     Args:
         source: what to build.
         configuration: "debug" (assertions, little optimisation) or "release".
         out: directory for all configurations.
-        architecture: "x64".
+        architecture: "x64" or "arm64".
         cache: objects, import libraries and the record of the build; `default_cache()` if not given.
         deadline: for the whole build; five minutes if not given.
 
@@ -142,7 +155,14 @@ def build(
         BuildError: a source does not compile or link; `output` has the tool's own message.
         DeadlineExceededError: the build, or another one in the same cache, took too long.
     """
-    return _Build(source, configuration, out / configuration, architecture, cache, deadline).run()
+    return _Build(
+        source,
+        configuration,
+        out / directory_name(configuration, architecture),
+        architecture,
+        cache,
+        deadline,
+    ).run()
 
 
 def cross_compile(
@@ -281,6 +301,8 @@ class _Build:
         source = self._source
         includes = [source.directory, *source.includes]
         if source.cross is not None:
+            if self._target.cross:
+                includes.append(source.cross / self._target.cross)
             includes += [source.cross, source.cross / "spelling"]
         system = [
             self._zig.library / "include",
