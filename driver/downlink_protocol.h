@@ -84,7 +84,7 @@ typedef enum _DOWNLINK_REASON {
  * Connection context. The path prefix (UTF-16, no terminator, may be empty) follows at offset 32; the context's
  * length must be exactly Size. A bad context is refused: unknown version with STATUS_REVISION_MISMATCH, everything
  * else with STATUS_INVALID_PARAMETER. A good one is refused with STATUS_INSUFFICIENT_RESOURCES when its queue does not
- * fit into what is left of the driver's memory budget, and with STATUS_CONNECTION_COUNT_LIMIT when all places are taken.
+ * fit into what is left of the driver's memory budget, with STATUS_CONNECTION_COUNT_LIMIT when all places are taken.
  */
 typedef struct _DOWNLINK_CONNECT {
     unsigned int Magic;                /* 0x00 DOWNLINK_CONNECT_MAGIC */
@@ -152,7 +152,7 @@ typedef struct _DOWNLINK_STATISTICS {
     unsigned long long Messages; /* 0x18 that it has fetched */
     unsigned long long Bytes;    /* 0x20 of these messages */
     unsigned int PendingRecords; /* 0x28 in the queue now */
-    unsigned int QueueBytes;     /* 0x2C the queue's capacity; each record takes its Size and 8 bytes */
+    unsigned int QueueBytes;     /* 0x2C the queue's capacity; a record takes its Size of it */
     unsigned int UsedBytes;      /* 0x30 of the queue now */
     unsigned int HighWaterBytes; /* 0x34 most that was ever used */
 } DOWNLINK_STATISTICS;           /* 0x38 */
