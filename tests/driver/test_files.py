@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import os
+import time
 
 import pytest
 
 from harness.client import fileinformation as info
 from harness.client import files
-from harness.client.errors import FileError
+from harness.client.binding import OPERATION_SECONDS
+from harness.client.errors import FileError, OperationTimeoutError
 
 READ_WRITE = files.GENERIC_READ | files.GENERIC_WRITE
 
 
 @pytest.fixture(autouse=True)
 def watched(listen):
-    """All of it happens under the eyes of a client that asks for everything, and of one that never reads."""
-    return listen(), listen(queue_bytes=0x1000)
+    """All of it happens under the eyes of a client that asks for everything, and of one that never reads.
+
+    A test here is a few file operations: if it takes long, they wait for somebody.
+    """
+    clients = listen(), listen(queue_bytes=0x1000)
+    started = time.monotonic()
+    yield clients
+    elapsed = time.monotonic() - started
+    if elapsed > OPERATION_SECONDS:
+        raise OperationTimeoutError(f"a few file operations took {elapsed:.1f} s: the I/O path waits")
 
 
 @pytest.mark.fact("N3")

@@ -9,7 +9,8 @@ import pytest
 
 from harness.client import files
 from harness.client import hresult as hr
-from harness.client.errors import BufferTooSmallError, InvalidParameterError
+from harness.client.binding import OPERATION_SECONDS
+from harness.client.errors import BufferTooSmallError, InvalidParameterError, OperationTimeoutError
 from harness.client.listener import matching
 from harness.client.port import HEADER_BYTES, Port
 from harness.client.protocol import (
@@ -29,8 +30,6 @@ MANY = 24
 """Files made to overflow the smallest queue of 4096 bytes: their names make each record longer than 400 bytes, so
 that it holds at most ten, and as many again may be on their way."""
 
-PATIENCE_SECONDS = 10.0
-
 
 def name(number):
     """Long names of one length, so that all records of one kind have one size and few fill a queue."""
@@ -43,7 +42,8 @@ def make(scratch, numbers):
     for done, number in enumerate(numbers):
         files.create(scratch / name(number))
         elapsed = time.monotonic() - started
-        assert elapsed < PATIENCE_SECONDS, f"making {done + 1} files took {elapsed:.1f} s: the I/O path waits"
+        if elapsed > OPERATION_SECONDS:
+            raise OperationTimeoutError(f"making {done + 1} files took {elapsed:.1f} s: the I/O path waits")
 
 
 def opened(records, scratch):
