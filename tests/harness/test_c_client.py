@@ -98,9 +98,10 @@ def test_the_client_compiles_without_a_warning_and_links(zig: Zig, architecture:
         definition = tmp_path / f"{name.removesuffix('.dll')}.def"
         definition.write_text(f'LIBRARY "{name}"\nEXPORTS\n' + "\n".join(exports) + "\n", encoding="utf-8")
         libraries.append(import_library(zig, architecture, definition, tmp_path))
-    # wprintf is an inline function of the Universal CRT; mingw-w64 has it as a unit of its own.
-    wprintf = zig.library / "libc" / "mingw" / "stdio" / "ucrt_wprintf.c"
-    made = [compile_unit(zig, architecture, tmp_path, source) for source in (CLIENT, wprintf)]
+    # wprintf is an inline function of the Universal CRT; mingw-w64 has it in units of their own.
+    runtime = zig.library / "libc" / "mingw" / "stdio"
+    sources = (CLIENT, runtime / "ucrt_wprintf.c", runtime / "ucrt___local_stdio_printf_options.c")
+    made = [compile_unit(zig, architecture, tmp_path, source) for source in sources]
     program = tmp_path / "listen.exe"
 
     zig.run(
