@@ -70,6 +70,14 @@ _Must_inspect_result_ _IRQL_requires_max_(DISPATCH_LEVEL)
 NTKERNELAPI PVOID NTAPI ExAllocatePool2(_In_ POOL_FLAGS Flags, _In_ SIZE_T NumberOfBytes, _In_ ULONG Tag);
 #endif
 
+/* A read that nothing behind it overtakes (Windows 8 and later). */
+#ifndef ReadAcquire
+FORCEINLINE LONG ReadAcquire(_In_ LONG const volatile *Source)
+{
+    return __atomic_load_n(Source, __ATOMIC_ACQUIRE);
+}
+#endif
+
 /* System time to 100 ns, not to the clock interrupt (Windows 8 and later). */
 _IRQL_requires_max_(HIGH_LEVEL) NTKERNELAPI VOID NTAPI KeQuerySystemTimePrecise(_Out_ PLARGE_INTEGER CurrentTime);
 

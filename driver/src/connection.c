@@ -4,10 +4,6 @@
  */
 #include "downlink.h"
 
-static NTSTATUS DownlinkConnectionAllocate(_Inout_ PDOWNLINK_CONNECTION Connection,
-                                           _In_ const DOWNLINK_CONNECT *Connect, _In_ PCUNICODE_STRING PathPrefix);
-static NTSTATUS DownlinkConnectionStartWorker(_Inout_ PDOWNLINK_CONNECTION Connection);
-static VOID DownlinkConnectionStopWorker(_Inout_ PDOWNLINK_CONNECTION Connection);
 static VOID DownlinkConnectionRelease(_Inout_ PDOWNLINK_CONNECTION Connection);
 static VOID DownlinkConnectionTearDown(_Inout_ PDOWNLINK_CONNECTION Connection, _In_ DOWNLINK_REASON Reason);
 static VOID DownlinkFillLifecycleEvent(_Out_ PDOWNLINK_EVENT Event, _In_ USHORT Kind,
@@ -15,13 +11,23 @@ static VOID DownlinkFillLifecycleEvent(_Out_ PDOWNLINK_EVENT Event, _In_ USHORT 
 static VOID DownlinkUpdateInterest(VOID);
 
 #pragma alloc_text(INIT, DownlinkInitializeConnections)
+#pragma alloc_text(PAGE, DownlinkFreeConnections)
 
-_Use_decl_annotations_ VOID DownlinkInitializeConnections(VOID)
+_Use_decl_annotations_ NTSTATUS DownlinkInitializeConnections(VOID)
 {
+    NTSTATUS status = STATUS_SUCCESS;
     ULONG index;
 
     ExInitializeFastMutex(&Downlink.ConnectionLock);
-    for (index = 0; index < DOWNLINK_CONNECTIONS_MAXIMUM; index++) {
+    Downlink.Connections =
+        ExAllocatePool2(POOL_FLAG_NON_PAGED, Downlink.Settings.MaximumConnections * sizeof(DOWNLINK_CONNECTION),
+                        DOWNLINK_TAG_CONNECTION);
+    if (Downlink.Connections == NULL) {
+        status = STATUS_INSUFFICIENT_RESOURCES;
+        goto Exit;
+    }
+    Downlink.ConnectionCount = Downlink.Settings.MaximumConnections;
+    for (index = 0; index < Downlink.ConnectionCount; index++) {
         PDOWNLINK_CONNECTION connection = &Downlink.Connections[index];
 
         KeInitializeEvent(&connection->Ended, NotificationEvent, TRUE);
@@ -29,27 +35,52 @@ _Use_decl_annotations_ VOID DownlinkInitializeConnections(VOID)
         ExInitializeRundownProtection(&connection->Users);
         ExWaitForRundownProtectionRelease(&connection->Users);
     }
+
+Exit:
+    return status;
 }
 
-/* Takes a free connection; NULL if there is none or the driver is on its way out (then *Unloading). */
-static PDOWNLINK_CONNECTION DownlinkConnectionTake(_Out_ PBOOLEAN Unloading)
+/* For a filter that is no longer registered: nobody can reach a connection any more. */
+_Use_decl_annotations_ VOID DownlinkFreeConnections(VOID)
 {
-    PDOWNLINK_CONNECTION found = NULL;
+    PAGED_CODE();
+
+    Downlink.ConnectionCount = 0;
+    ExFreePoolWithTag(Downlink.Connections, DOWNLINK_TAG_CONNECTION);
+    Downlink.Connections = NULL;
+}
+
+/* Takes a free connection and the memory that it will need from the budget. */
+static NTSTATUS DownlinkConnectionTake(_In_ SIZE_T Charge, _Outptr_ PDOWNLINK_CONNECTION *Connection)
+{
+    NTSTATUS status = STATUS_CONNECTION_COUNT_LIMIT;
     ULONG index;
 
+    *Connection = NULL;
     ExAcquireFastMutex(&Downlink.ConnectionLock);
-    *Unloading = Downlink.Unloading;
-    for (index = 0; (index < DOWNLINK_CONNECTIONS_MAXIMUM) && !Downlink.Unloading; index++) {
-        if (Downlink.Connections[index].State == DownlinkConnectionFree) {
-            found = &Downlink.Connections[index];
-            found->State = DownlinkConnectionStarting;
-            found->Id = ++Downlink.LatestId;
-            KeClearEvent(&found->Ended);
+    for (index = 0; index < Downlink.ConnectionCount; index++) {
+        PDOWNLINK_CONNECTION connection = &Downlink.Connections[index];
+
+        if (connection->State == DownlinkConnectionFree) {
+            status = STATUS_SUCCESS;
+            *Connection = connection;
             break;
         }
     }
+    if (Downlink.Unloading) {
+        status = STATUS_FLT_DELETING_OBJECT;
+    } else if (NT_SUCCESS(status) && (Charge > Downlink.Settings.MemoryBudget - Downlink.MemoryUsed)) {
+        status = STATUS_INSUFFICIENT_RESOURCES;
+    }
+    if (NT_SUCCESS(status)) {
+        (*Connection)->State = DownlinkConnectionStarting;
+        (*Connection)->Id = ++Downlink.LatestId;
+        (*Connection)->Charge = Charge;
+        Downlink.MemoryUsed += Charge;
+        KeClearEvent(&(*Connection)->Ended);
+    }
     ExReleaseFastMutex(&Downlink.ConnectionLock);
-    return found;
+    return status;
 }
 
 /* Makes a connection that is starting active, unless the unload has begun in the meantime. */
@@ -75,12 +106,10 @@ _Use_decl_annotations_ NTSTATUS DownlinkConnectionBegin(PFLT_PORT ClientPort, co
     PDOWNLINK_CONNECTION connection;
     DOWNLINK_EVENT event;
     ULONG activeCount;
-    BOOLEAN unloading;
 
     *Id = 0;
-    connection = DownlinkConnectionTake(&unloading);
-    if (connection == NULL) {
-        status = unloading ? STATUS_FLT_DELETING_OBJECT : STATUS_CONNECTION_COUNT_LIMIT;
+    status = DownlinkConnectionTake(DownlinkConnectionCharge(Connect, PathPrefix), &connection);
+    if (!NT_SUCCESS(status)) {
         goto Exit;
     }
 
@@ -140,7 +169,7 @@ _Use_decl_annotations_ VOID DownlinkConnectionEnd(ULONG_PTR Id, DOWNLINK_REASON 
     ULONG index;
 
     ExAcquireFastMutex(&Downlink.ConnectionLock);
-    for (index = 0; index < DOWNLINK_CONNECTIONS_MAXIMUM; index++) {
+    for (index = 0; index < Downlink.ConnectionCount; index++) {
         if ((Downlink.Connections[index].Id == Id) && (Downlink.Connections[index].State == DownlinkConnectionActive)) {
             connection = &Downlink.Connections[index];
             connection->State = DownlinkConnectionEnding;
@@ -164,7 +193,7 @@ _Use_decl_annotations_ VOID DownlinkEndConnections(VOID)
     Downlink.Unloading = TRUE;
     ExReleaseFastMutex(&Downlink.ConnectionLock);
 
-    for (index = 0; index < DOWNLINK_CONNECTIONS_MAXIMUM; index++) {
+    for (index = 0; index < Downlink.ConnectionCount; index++) {
         PDOWNLINK_CONNECTION connection = &Downlink.Connections[index];
         ULONG_PTR id;
 
@@ -191,104 +220,25 @@ static VOID DownlinkConnectionTearDown(PDOWNLINK_CONNECTION Connection, DOWNLINK
     InterlockedExchange(&Connection->EventMask, 0);
     DownlinkUpdateInterest();
 
+    /* Without effect if the worker has done so. */
     FltCloseClientPort(Downlink.Filter, &Connection->ClientPort);
     DownlinkConnectionStopWorker(Connection);
+    DownlinkDebug(DOWNLINK_DEBUG_STATE, "connection %Iu ends: reason %u, %I64u records sent, %I64u dropped\n",
+                  Connection->Id, (ULONG)Reason, Connection->Queue.Sent, Connection->Queue.DroppedTotal);
 
     DownlinkFillLifecycleEvent(&event, DownlinkClientDisconnected, Connection, (ULONG)Reason);
     DownlinkConnectionRelease(Connection);
     DownlinkPublish(&event);
 }
 
-static NTSTATUS DownlinkConnectionAllocate(PDOWNLINK_CONNECTION Connection, const DOWNLINK_CONNECT *Connect,
-                                           PCUNICODE_STRING PathPrefix)
-{
-    NTSTATUS status;
-
-    status = DownlinkQueueInitialize(&Connection->Queue, Connect->QueueBytes, Connect->MessageBytes,
-                                     (Connect->Flags & DOWNLINK_CONNECT_DROP_OLDEST) != 0);
-    if (!NT_SUCCESS(status)) {
-        goto Exit;
-    }
-
-    Connection->MessageBufferBytes = min(Connect->MessageBytes, DOWNLINK_MESSAGE_BUFFER_BYTES);
-    Connection->MessageBuffer =
-        ExAllocatePool2(POOL_FLAG_NON_PAGED, Connection->MessageBufferBytes, DOWNLINK_TAG_MESSAGE);
-    if (Connection->MessageBuffer == NULL) {
-        status = STATUS_INSUFFICIENT_RESOURCES;
-        goto Exit;
-    }
-
-    if (PathPrefix->Length != 0) {
-        Connection->PathPrefix.Buffer = ExAllocatePool2(POOL_FLAG_PAGED, PathPrefix->Length, DOWNLINK_TAG_PREFIX);
-        if (Connection->PathPrefix.Buffer == NULL) {
-            status = STATUS_INSUFFICIENT_RESOURCES;
-            goto Exit;
-        }
-        RtlCopyMemory(Connection->PathPrefix.Buffer, PathPrefix->Buffer, PathPrefix->Length);
-        Connection->PathPrefix.Length = PathPrefix->Length;
-        Connection->PathPrefix.MaximumLength = PathPrefix->Length;
-    }
-
-Exit:
-    return status;
-}
-
-static NTSTATUS DownlinkConnectionStartWorker(PDOWNLINK_CONNECTION Connection)
-{
-    NTSTATUS status;
-    OBJECT_ATTRIBUTES attributes;
-    HANDLE thread = NULL;
-
-    /* The worker's reference on the filter: sends need it, and an unload joins the worker before it could wait. */
-    status = FltObjectReference(Downlink.Filter);
-    if (!NT_SUCCESS(status)) {
-        goto Exit;
-    }
-
-    InitializeObjectAttributes(&attributes, NULL, OBJ_KERNEL_HANDLE, NULL, NULL);
-    status = PsCreateSystemThread(&thread, THREAD_ALL_ACCESS, &attributes, NULL, NULL, DownlinkWorker, Connection);
-    if (!NT_SUCCESS(status)) {
-        FltObjectDereference(Downlink.Filter);
-        goto Exit;
-    }
-
-    status =
-        ObReferenceObjectByHandle(thread, SYNCHRONIZE, *PsThreadType, KernelMode, (PVOID *)&Connection->Worker, NULL);
-    if (!NT_SUCCESS(status)) {
-        /* Cannot happen with a handle that was just made; if it does, the handle serves to join the worker. */
-        DownlinkQueueClose(&Connection->Queue);
-        (VOID)ZwWaitForSingleObject(thread, FALSE, NULL);
-        FltObjectDereference(Downlink.Filter);
-    }
-    ZwClose(thread);
-
-Exit:
-    return status;
-}
-
-static VOID DownlinkConnectionStopWorker(PDOWNLINK_CONNECTION Connection)
-{
-    DownlinkQueueClose(&Connection->Queue);
-    (VOID)KeWaitForSingleObject(Connection->Worker, Executive, KernelMode, FALSE, NULL);
-    ObDereferenceObject(Connection->Worker);
-    Connection->Worker = NULL;
-    FltObjectDereference(Downlink.Filter);
-}
-
 /* Frees what the connection holds and gives it back. */
 static VOID DownlinkConnectionRelease(PDOWNLINK_CONNECTION Connection)
 {
-    if (Connection->PathPrefix.Buffer != NULL) {
-        ExFreePoolWithTag(Connection->PathPrefix.Buffer, DOWNLINK_TAG_PREFIX);
-        RtlZeroMemory(&Connection->PathPrefix, sizeof(Connection->PathPrefix));
-    }
-    if (Connection->MessageBuffer != NULL) {
-        ExFreePoolWithTag(Connection->MessageBuffer, DOWNLINK_TAG_MESSAGE);
-        Connection->MessageBuffer = NULL;
-    }
-    DownlinkQueueFree(&Connection->Queue);
+    DownlinkConnectionFreeResources(Connection);
 
     ExAcquireFastMutex(&Downlink.ConnectionLock);
+    Downlink.MemoryUsed -= Connection->Charge;
+    Connection->Charge = 0;
     Connection->Id = 0;
     Connection->State = DownlinkConnectionFree;
     ExReleaseFastMutex(&Downlink.ConnectionLock);
@@ -315,7 +265,7 @@ static VOID DownlinkUpdateInterest(VOID)
     ULONG index;
 
     ExAcquireFastMutex(&Downlink.ConnectionLock);
-    for (index = 0; index < DOWNLINK_CONNECTIONS_MAXIMUM; index++) {
+    for (index = 0; index < Downlink.ConnectionCount; index++) {
         LONG mask = Downlink.Connections[index].EventMask;
 
         interest |= mask;

@@ -1,11 +1,20 @@
 /*
- * What the driver remembers of an open handle (bytes written) and of a stream (that it may be deleted).
+ * What the driver remembers: of an open handle (who the file is, what was changed), of a stream (that it may be
+ * deleted), of an instance (the volume's name).
  */
 #include "downlink.h"
 
+static VOID FLTAPI DownlinkCleanupHandleContext(_In_ PFLT_CONTEXT Context, _In_ FLT_CONTEXT_TYPE ContextType);
+
 const FLT_CONTEXT_REGISTRATION DownlinkContexts[] = {
     {
+        .ContextType = FLT_INSTANCE_CONTEXT,
+        .Size = FLT_VARIABLE_SIZED_CONTEXTS,
+        .PoolTag = DOWNLINK_TAG_INSTANCE,
+    },
+    {
         .ContextType = FLT_STREAMHANDLE_CONTEXT,
+        .ContextCleanupCallback = DownlinkCleanupHandleContext,
         .Size = sizeof(DOWNLINK_HANDLE_CONTEXT),
         .PoolTag = DOWNLINK_TAG_HANDLE,
     },
@@ -17,58 +26,111 @@ const FLT_CONTEXT_REGISTRATION DownlinkContexts[] = {
     {.ContextType = FLT_CONTEXT_END},
 };
 
-typedef NTSTATUS(FLTAPI *PDOWNLINK_GET_CONTEXT)(_In_ PFLT_INSTANCE Instance, _In_ PFILE_OBJECT FileObject,
-                                                _Outptr_ PFLT_CONTEXT *Context);
-typedef NTSTATUS(FLTAPI *PDOWNLINK_SET_CONTEXT)(_In_ PFLT_INSTANCE Instance, _In_ PFILE_OBJECT FileObject,
-                                                _In_ FLT_SET_CONTEXT_OPERATION Operation, _In_ PFLT_CONTEXT NewContext,
-                                                _Outptr_opt_result_maybenull_ PFLT_CONTEXT *OldContext);
+static VOID FLTAPI DownlinkCleanupHandleContext(PFLT_CONTEXT Context, FLT_CONTEXT_TYPE ContextType)
+{
+    PDOWNLINK_HANDLE_CONTEXT context = Context;
+
+    UNREFERENCED_PARAMETER(ContextType);
+    DownlinkForget(&context->Identity);
+}
+
+/* The handle's context, referenced; NULL if it has none. */
+_Use_decl_annotations_ PDOWNLINK_HANDLE_CONTEXT DownlinkFindHandleContext(PCFLT_RELATED_OBJECTS FltObjects)
+{
+    PFLT_CONTEXT context = NULL;
+
+    if (!NT_SUCCESS(FltGetStreamHandleContext(FltObjects->Instance, FltObjects->FileObject, &context))) {
+        context = NULL;
+    }
+    return context;
+}
 
 /*
- * The context of that type, referenced; the caller releases it. NULL if there is none and none was wanted, could be
- * allocated or is supported by the file. Two threads that both make one end up with the same.
+ * Gives the handle a context with that identity. Returns the context, referenced, and has taken the identity over;
+ * or returns NULL, and the identity is still the caller's. Two threads that both attach one end up with the same.
  */
-static PFLT_CONTEXT DownlinkReferenceContext(_In_ PCFLT_RELATED_OBJECTS FltObjects, _In_ FLT_CONTEXT_TYPE Type,
-                                             _In_ SIZE_T Size, _In_ PDOWNLINK_GET_CONTEXT Get,
-                                             _In_ PDOWNLINK_SET_CONTEXT Set, _In_ BOOLEAN Create)
+_Use_decl_annotations_ PDOWNLINK_HANDLE_CONTEXT DownlinkAttachHandleContext(PCFLT_RELATED_OBJECTS FltObjects,
+                                                                            PDOWNLINK_IDENTITY Identity)
+{
+    NTSTATUS status;
+    PDOWNLINK_HANDLE_CONTEXT context = NULL;
+    PFLT_CONTEXT existing = NULL;
+
+    status = FltAllocateContext(FltObjects->Filter, FLT_STREAMHANDLE_CONTEXT, sizeof(*context), NonPagedPoolNx,
+                                (PFLT_CONTEXT *)&context);
+    if (!NT_SUCCESS(status)) {
+        context = NULL;
+        goto Exit;
+    }
+    RtlZeroMemory(context, sizeof(*context));
+    /* Complete before others can see it. */
+    context->Identity = *Identity;
+
+    status = FltSetStreamHandleContext(FltObjects->Instance, FltObjects->FileObject, FLT_SET_CONTEXT_KEEP_IF_EXISTS,
+                                       context, &existing);
+    if (NT_SUCCESS(status)) {
+        Identity->Name = NULL;
+        goto Exit;
+    }
+    context->Identity.Name = NULL;
+    FltReleaseContext(context);
+    context = NULL;
+    if (status == STATUS_FLT_CONTEXT_ALREADY_DEFINED) {
+        DownlinkForget(Identity);
+        context = existing;
+    }
+
+Exit:
+    return context;
+}
+
+/* The handle's context, referenced, made if it has none; NULL if that is not possible. */
+_Use_decl_annotations_ PDOWNLINK_HANDLE_CONTEXT DownlinkReferenceHandleContext(PFLT_CALLBACK_DATA Data,
+                                                                               PCFLT_RELATED_OBJECTS FltObjects)
+{
+    PDOWNLINK_HANDLE_CONTEXT context = DownlinkFindHandleContext(FltObjects);
+    DOWNLINK_IDENTITY identity;
+
+    if (context == NULL) {
+        DownlinkIdentify(Data, FltObjects, &identity);
+        context = DownlinkAttachHandleContext(FltObjects, &identity);
+        DownlinkForget(&identity);
+    }
+    return context;
+}
+
+/* The stream's context, referenced; NULL if it has none and none was wanted or could be made. */
+_Use_decl_annotations_ PDOWNLINK_STREAM_CONTEXT DownlinkReferenceStreamContext(PCFLT_RELATED_OBJECTS FltObjects,
+                                                                               BOOLEAN Create)
 {
     NTSTATUS status;
     PFLT_CONTEXT context = NULL;
     PFLT_CONTEXT existing = NULL;
 
-    status = Get(FltObjects->Instance, FltObjects->FileObject, &context);
-    if (NT_SUCCESS(status) || !Create) {
+    status = FltGetStreamContext(FltObjects->Instance, FltObjects->FileObject, &context);
+    if (NT_SUCCESS(status)) {
+        goto Exit;
+    }
+    context = NULL;
+    if (!Create) {
         goto Exit;
     }
 
-    status = FltAllocateContext(FltObjects->Filter, Type, Size, NonPagedPoolNx, &context);
+    status = FltAllocateContext(FltObjects->Filter, FLT_STREAM_CONTEXT, sizeof(DOWNLINK_STREAM_CONTEXT), NonPagedPoolNx,
+                                &context);
     if (!NT_SUCCESS(status)) {
+        context = NULL;
         goto Exit;
     }
-    RtlZeroMemory(context, Size);
+    RtlZeroMemory(context, sizeof(DOWNLINK_STREAM_CONTEXT));
 
-    status = Set(FltObjects->Instance, FltObjects->FileObject, FLT_SET_CONTEXT_KEEP_IF_EXISTS, context, &existing);
+    status = FltSetStreamContext(FltObjects->Instance, FltObjects->FileObject, FLT_SET_CONTEXT_KEEP_IF_EXISTS, context,
+                                 &existing);
     if (!NT_SUCCESS(status)) {
         FltReleaseContext(context);
-        context = existing;
-        if (status == STATUS_FLT_CONTEXT_ALREADY_DEFINED) {
-            status = STATUS_SUCCESS;
-        }
+        context = (status == STATUS_FLT_CONTEXT_ALREADY_DEFINED) ? existing : NULL;
     }
 
 Exit:
-    return NT_SUCCESS(status) ? context : NULL;
-}
-
-_Use_decl_annotations_ PDOWNLINK_HANDLE_CONTEXT DownlinkReferenceHandleContext(PCFLT_RELATED_OBJECTS FltObjects,
-                                                                               BOOLEAN Create)
-{
-    return DownlinkReferenceContext(FltObjects, FLT_STREAMHANDLE_CONTEXT, sizeof(DOWNLINK_HANDLE_CONTEXT),
-                                    FltGetStreamHandleContext, FltSetStreamHandleContext, Create);
-}
-
-_Use_decl_annotations_ PDOWNLINK_STREAM_CONTEXT DownlinkReferenceStreamContext(PCFLT_RELATED_OBJECTS FltObjects,
-                                                                               BOOLEAN Create)
-{
-    return DownlinkReferenceContext(FltObjects, FLT_STREAM_CONTEXT, sizeof(DOWNLINK_STREAM_CONTEXT),
-                                    FltGetStreamContext, FltSetStreamContext, Create);
+    return context;
 }

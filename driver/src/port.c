@@ -22,22 +22,27 @@ static NTSTATUS DownlinkCheckContext(_In_reads_bytes_opt_(SizeOfContext) const V
 _Use_decl_annotations_ NTSTATUS DownlinkCreatePort(VOID)
 {
     NTSTATUS status;
-    PSECURITY_DESCRIPTOR securityDescriptor = NULL;
+    PSECURITY_DESCRIPTOR defaultDescriptor = NULL;
     OBJECT_ATTRIBUTES attributes;
     UNICODE_STRING name = RTL_CONSTANT_STRING(DOWNLINK_PORT_NAME);
 
     PAGED_CODE();
 
-    /* SYSTEM and Administrators; less than FLT_PORT_ALL_ACCESS would deny even them. */
-    status = FltBuildDefaultSecurityDescriptor(&securityDescriptor, FLT_PORT_ALL_ACCESS);
-    if (!NT_SUCCESS(status)) {
-        goto Exit;
+    if (Downlink.Settings.PortSecurity == NULL) {
+        /* SYSTEM and Administrators; less than FLT_PORT_ALL_ACCESS would deny even them. */
+        status = FltBuildDefaultSecurityDescriptor(&defaultDescriptor, FLT_PORT_ALL_ACCESS);
+        if (!NT_SUCCESS(status)) {
+            goto Exit;
+        }
     }
 
-    InitializeObjectAttributes(&attributes, &name, OBJ_KERNEL_HANDLE | OBJ_CASE_INSENSITIVE, NULL, securityDescriptor);
+    InitializeObjectAttributes(&attributes, &name, OBJ_KERNEL_HANDLE | OBJ_CASE_INSENSITIVE, NULL,
+                               (defaultDescriptor != NULL) ? defaultDescriptor : Downlink.Settings.PortSecurity);
     status = FltCreateCommunicationPort(Downlink.Filter, &Downlink.ServerPort, &attributes, NULL, DownlinkConnectNotify,
-                                        DownlinkDisconnectNotify, NULL, DOWNLINK_CONNECTIONS_MAXIMUM);
-    FltFreeSecurityDescriptor(securityDescriptor);
+                                        DownlinkDisconnectNotify, NULL, (LONG)Downlink.ConnectionCount);
+    if (defaultDescriptor != NULL) {
+        FltFreeSecurityDescriptor(defaultDescriptor);
+    }
 
 Exit:
     return status;
@@ -80,6 +85,8 @@ static _Use_decl_annotations_ NTSTATUS FLTAPI DownlinkConnectNotify(PFLT_PORT Cl
     *ConnectionPortCookie = (PVOID)id;
 
 Exit:
+    DownlinkDebug(DOWNLINK_DEBUG_STATE, "process %u connects: number %Iu, status 0x%08X\n",
+                  HandleToULong(PsGetCurrentProcessId()), id, (ULONG)status);
     return status;
 }
 
@@ -142,7 +149,10 @@ static _Use_decl_annotations_ NTSTATUS DownlinkCheckContext(const VOID *Context,
         Connect->MessageBytes = DOWNLINK_MESSAGE_BYTES_DEFAULT;
     }
     if (!DownlinkIsWithin(Connect->QueueBytes, DOWNLINK_QUEUE_BYTES_MINIMUM, DOWNLINK_QUEUE_BYTES_MAXIMUM) ||
-        !DownlinkIsWithin(Connect->MessageBytes, DOWNLINK_MESSAGE_BYTES_MINIMUM, DOWNLINK_MESSAGE_BYTES_MAXIMUM)) {
+        !DownlinkIsWithin(Connect->MessageBytes, DOWNLINK_MESSAGE_BYTES_MINIMUM, DOWNLINK_MESSAGE_BYTES_MAXIMUM) ||
+        ((Connect->StatisticsIntervalMs != 0) &&
+         !DownlinkIsWithin(Connect->StatisticsIntervalMs, DOWNLINK_STATISTICS_INTERVAL_MINIMUM,
+                           DOWNLINK_STATISTICS_INTERVAL_MAXIMUM))) {
         goto Exit;
     }
 

@@ -8,9 +8,10 @@ _Use_decl_annotations_ BOOLEAN DownlinkIsWanted(ULONG Mask)
     return ((ULONG)Downlink.Interest & Mask) != 0;
 }
 
-_Use_decl_annotations_ BOOLEAN DownlinkIsFailureWanted(ULONG Mask)
+/* Whether an operation that ended so is wanted. */
+_Use_decl_annotations_ BOOLEAN DownlinkIsOutcomeWanted(ULONG Mask, NTSTATUS Status)
 {
-    return ((ULONG)Downlink.FailureInterest & Mask) != 0;
+    return ((ULONG)(NT_SUCCESS(Status) ? Downlink.Interest : Downlink.FailureInterest) & Mask) != 0;
 }
 
 /* The volume's own case rules are those of NTFS and FAT as Windows uses them: case-insensitive. */
@@ -37,9 +38,15 @@ static BOOLEAN DownlinkMatches(_In_ const DOWNLINK_CONNECTION *Connection, _In_ 
         ((Connection->Flags & DOWNLINK_CONNECT_INCLUDE_OWN_PROCESS) == 0)) {
         return FALSE;
     }
-    /* Without a name nobody can say that the event lies outside the prefix, so it is told. */
-    return (Connection->PathPrefix.Length == 0) || ((Event->Flags & DOWNLINK_RECORD_NO_PATH) != 0) ||
-           DownlinkIsBelow(&Connection->PathPrefix, &Event->Path) ||
+    if (Connection->PathPrefix.Length == 0) {
+        return TRUE;
+    }
+    if ((Event->Flags & DOWNLINK_RECORD_NO_PATH) != 0) {
+        /* Nobody can say that the event lies outside the prefix, unless that is on another volume. */
+        return DownlinkIsBelow(&Event->Path, &Connection->PathPrefix) ||
+               DownlinkIsBelow(&Connection->PathPrefix, &Event->Path) || (Event->Path.Length == 0);
+    }
+    return DownlinkIsBelow(&Connection->PathPrefix, &Event->Path) ||
            DownlinkIsBelow(&Connection->PathPrefix, &Event->SecondPath);
 }
 
@@ -47,7 +54,7 @@ _Use_decl_annotations_ VOID DownlinkPublish(PCDOWNLINK_EVENT Event)
 {
     ULONG index;
 
-    for (index = 0; index < DOWNLINK_CONNECTIONS_MAXIMUM; index++) {
+    for (index = 0; index < Downlink.ConnectionCount; index++) {
         PDOWNLINK_CONNECTION connection = &Downlink.Connections[index];
 
         /* A look without protection spares those who do not care; the look that counts comes under it. */

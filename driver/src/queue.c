@@ -1,35 +1,20 @@
 /*
- * The queue of one connection: a ring of finished records, bounded in bytes and allocated once.
+ * The queue of one connection, as producers see it: a ring of finished records, bounded in bytes and allocated once.
  *
  * A producer reserves its place and its sequence number under the queue's spin lock, then fills the place without any
- * lock (paths lie in paged memory), and last marks it ready. The worker takes ready records in order; it waits for a
- * record at the head that is still being filled. Producers never wait for the worker: a full ring drops, and counts.
+ * lock (paths lie in paged memory), and last marks it ready. A full ring drops, and counts; producers never wait. A
+ * ready record lies in the ring as it goes over the wire. Its first field, Size, carries the state meanwhile.
  */
 #include "downlink.h"
 
-typedef enum _DOWNLINK_ENTRY_STATE {
-    DownlinkEntryFilling = 0,
-    DownlinkEntryReady = 1,
-    DownlinkEntryPadding = 2 /* the rest of the ring before it starts over */
-} DOWNLINK_ENTRY_STATE;
-
-/* Precedes every record in the ring. */
-typedef struct _DOWNLINK_ENTRY {
-    ULONG Size; /* with this head, a multiple of 8 */
-    volatile LONG State;
-} DOWNLINK_ENTRY, *PDOWNLINK_ENTRY;
-
 #define DOWNLINK_ALIGN(bytes) (((bytes) + 7UL) & ~7UL)
 
-static PDOWNLINK_ENTRY DownlinkEntryAt(_In_ const DOWNLINK_QUEUE *Queue, _In_ ULONG Offset)
-{
-    return (PDOWNLINK_ENTRY)(Queue->Ring + Offset);
-}
+C_ASSERT(sizeof(((DOWNLINK_RECORD *)0)->FileId) == sizeof(DOWNLINK_FILE_ID));
+C_ASSERT((sizeof(DOWNLINK_RECORD) + sizeof(DOWNLINK_STATISTICS)) % 8 == 0);
 
-static DOWNLINK_RECORD *DownlinkRecordOf(_In_ PDOWNLINK_ENTRY Entry)
-{
-    return (DOWNLINK_RECORD *)(Entry + 1);
-}
+/* A statistics record is never cut: it fits into the smallest message, and into the smallest ring. */
+C_ASSERT(sizeof(DOWNLINK_RECORD) + sizeof(DOWNLINK_STATISTICS) <=
+         DOWNLINK_MESSAGE_BYTES_MINIMUM - sizeof(DOWNLINK_MESSAGE));
 
 _Use_decl_annotations_ NTSTATUS DownlinkQueueInitialize(PDOWNLINK_QUEUE Queue, ULONG Bytes, ULONG MessageBytes,
                                                         BOOLEAN DropOldest)
@@ -41,8 +26,7 @@ _Use_decl_annotations_ NTSTATUS DownlinkQueueInitialize(PDOWNLINK_QUEUE Queue, U
     KeInitializeEvent(&Queue->Wake, SynchronizationEvent, FALSE);
     Queue->DropOldest = DropOldest;
     Queue->Capacity = Bytes & ~7UL;
-    Queue->RecordMaximum =
-        min(Queue->Capacity - (ULONG)sizeof(DOWNLINK_ENTRY), MessageBytes - (ULONG)sizeof(DOWNLINK_MESSAGE)) & ~7UL;
+    Queue->RecordMaximum = min(Queue->Capacity, MessageBytes - (ULONG)sizeof(DOWNLINK_MESSAGE)) & ~7UL;
     Queue->Ring = ExAllocatePool2(POOL_FLAG_NON_PAGED, Queue->Capacity, DOWNLINK_TAG_QUEUE);
     if (Queue->Ring == NULL) {
         status = STATUS_INSUFFICIENT_RESOURCES;
@@ -61,6 +45,7 @@ _Use_decl_annotations_ VOID DownlinkQueueFree(PDOWNLINK_QUEUE Queue)
 /* Called with the lock held. */
 static VOID DownlinkQueueCountDrop(_Inout_ PDOWNLINK_QUEUE Queue, _In_ ULONGLONG Sequence)
 {
+    Queue->DroppedTotal++;
     Queue->DroppedCount++;
     if ((Queue->FirstDropped == 0) || (Sequence < Queue->FirstDropped)) {
         Queue->FirstDropped = Sequence;
@@ -70,47 +55,43 @@ static VOID DownlinkQueueCountDrop(_Inout_ PDOWNLINK_QUEUE Queue, _In_ ULONGLONG
     }
 }
 
-/* Called with the lock held: frees the entry at the head. */
-static VOID DownlinkQueueAdvance(_Inout_ PDOWNLINK_QUEUE Queue)
+/* Called with the lock held: gives back bytes at the head. */
+_Use_decl_annotations_ VOID DownlinkQueueAdvance(PDOWNLINK_QUEUE Queue, ULONG Bytes)
 {
-    ULONG size = DownlinkEntryAt(Queue, Queue->Head)->Size;
-
-    Queue->Head += size;
+    Queue->Head += Bytes;
     if (Queue->Head == Queue->Capacity) {
         Queue->Head = 0;
     }
-    Queue->Used -= size;
+    Queue->Used -= Bytes;
     if (Queue->Used == 0) {
         Queue->Head = 0;
         Queue->Tail = 0;
     }
 }
 
-/* Called with the lock held: the entry of the oldest record if it is ready, NULL otherwise. Frees padding. */
-static PDOWNLINK_ENTRY DownlinkQueueOldest(_Inout_ PDOWNLINK_QUEUE Queue)
+/* Called with the lock held: the oldest record if it is ready, NULL otherwise. Gives padding back. */
+_Use_decl_annotations_ const DOWNLINK_RECORD *DownlinkQueueOldest(PDOWNLINK_QUEUE Queue)
 {
-    PDOWNLINK_ENTRY entry = NULL;
+    const DOWNLINK_RECORD *record = NULL;
+    ULONG size;
 
     while (Queue->Used != 0) {
-        entry = DownlinkEntryAt(Queue, Queue->Head);
-        if (entry->State != DownlinkEntryPadding) {
+        size = DownlinkRingSize(Queue, Queue->Head);
+        if ((size & DOWNLINK_RING_PADDING) == 0) {
+            if ((size & DOWNLINK_RING_FILLING) == 0) {
+                record = (const DOWNLINK_RECORD *)(Queue->Ring + Queue->Head);
+            }
             break;
         }
-        DownlinkQueueAdvance(Queue);
-        entry = NULL;
+        DownlinkQueueAdvance(Queue, size & ~DOWNLINK_RING_PADDING);
     }
-    /* Acquire: what the producer wrote before it made the record ready is seen by whoever sees it ready. */
-    if ((entry != NULL) &&
-        (InterlockedCompareExchange(&entry->State, DownlinkEntryReady, DownlinkEntryReady) != DownlinkEntryReady)) {
-        entry = NULL;
-    }
-    return entry;
+    return record;
 }
 
-/* Called with the lock held: an entry of that size at the tail, or NULL if there is no room. */
-static PDOWNLINK_ENTRY DownlinkQueuePlace(_Inout_ PDOWNLINK_QUEUE Queue, _In_ ULONG Size)
+/* Called with the lock held: a record of that size at the tail, or NULL if there is no room. */
+static DOWNLINK_RECORD *DownlinkQueuePlace(_Inout_ PDOWNLINK_QUEUE Queue, _In_ ULONG Size)
 {
-    PDOWNLINK_ENTRY entry = NULL;
+    DOWNLINK_RECORD *record = NULL;
     ULONG room;
 
     if ((Queue->Used != 0) && (Queue->Tail <= Queue->Head)) {
@@ -119,49 +100,61 @@ static PDOWNLINK_ENTRY DownlinkQueuePlace(_Inout_ PDOWNLINK_QUEUE Queue, _In_ UL
         room = Queue->Capacity - Queue->Tail;
         if ((Size > room) && (Size <= Queue->Head)) {
             /* Start over at the ring's beginning; what is left at its end becomes padding. */
-            if (room != 0) {
-                entry = DownlinkEntryAt(Queue, Queue->Tail);
-                entry->Size = room;
-                entry->State = DownlinkEntryPadding;
-                Queue->Used += room;
-                entry = NULL;
-            }
+            *(volatile ULONG *)(Queue->Ring + Queue->Tail) = room | DOWNLINK_RING_PADDING;
+            Queue->Used += room;
             Queue->Tail = 0;
             room = Queue->Head;
         }
     }
 
     if (Size <= room) {
-        entry = DownlinkEntryAt(Queue, Queue->Tail);
-        entry->Size = Size;
-        entry->State = DownlinkEntryFilling;
+        record = (DOWNLINK_RECORD *)(Queue->Ring + Queue->Tail);
+        *(volatile ULONG *)&record->Size = Size | DOWNLINK_RING_FILLING;
         Queue->Used += Size;
         Queue->Tail += Size;
         if (Queue->Tail == Queue->Capacity) {
             Queue->Tail = 0;
         }
     }
-    return entry;
+    return record;
 }
 
 /* Called with the lock held: as DownlinkQueuePlace, but makes room first if the connection wants that. */
-static PDOWNLINK_ENTRY DownlinkQueueReserve(_Inout_ PDOWNLINK_QUEUE Queue, _In_ ULONG Size)
+static DOWNLINK_RECORD *DownlinkQueueReserve(_Inout_ PDOWNLINK_QUEUE Queue, _In_ ULONG Size)
 {
-    PDOWNLINK_ENTRY entry = DownlinkQueuePlace(Queue, Size);
+    DOWNLINK_RECORD *record = DownlinkQueuePlace(Queue, Size);
 
-    while ((entry == NULL) && Queue->DropOldest) {
-        PDOWNLINK_ENTRY oldest = DownlinkQueueOldest(Queue);
+    while ((record == NULL) && Queue->DropOldest) {
+        const DOWNLINK_RECORD *oldest = DownlinkQueueOldest(Queue);
 
         if (oldest != NULL) {
-            DownlinkQueueCountDrop(Queue, DownlinkRecordOf(oldest)->Sequence);
-            DownlinkQueueAdvance(Queue);
+            DownlinkQueueCountDrop(Queue, oldest->Sequence);
+            Queue->Pending--;
+            DownlinkQueueAdvance(Queue, oldest->Size);
         } else if (Queue->Used != 0) {
             /* The oldest record is still being filled by another processor: it cannot be taken from under it. */
             break;
         }
-        entry = DownlinkQueuePlace(Queue, Size);
+        record = DownlinkQueuePlace(Queue, Size);
     }
-    return entry;
+    return record;
+}
+
+/* Called with the lock held: a sequence number and, unless the record is dropped, a place for it. */
+static DOWNLINK_RECORD *DownlinkQueueEnter(_Inout_ PDOWNLINK_QUEUE Queue, _In_ ULONG Size, _Out_ PULONGLONG Sequence)
+{
+    DOWNLINK_RECORD *record;
+
+    *Sequence = ++Queue->Sequence;
+    record = DownlinkQueueReserve(Queue, Size);
+    if (record != NULL) {
+        Queue->Queued++;
+        Queue->Pending++;
+        Queue->HighWater = max(Queue->HighWater, Queue->Used);
+    } else {
+        DownlinkQueueCountDrop(Queue, *Sequence);
+    }
+    return record;
 }
 
 /* Shares the bytes that a record has for its paths: each gets what it needs, or half of what there is. */
@@ -188,21 +181,11 @@ static VOID DownlinkFitPaths(_In_ ULONG RecordMaximum, _In_ PCDOWNLINK_EVENT Eve
     *SecondPathBytes = (USHORT)(second & ~1UL);
 }
 
-/* Fills a reserved record; all of it is written, so that nothing old of the ring is sent. */
-static VOID DownlinkFillRecord(_Out_writes_bytes_(Size) DOWNLINK_RECORD *Record, _In_ ULONG Size,
-                               _In_ ULONGLONG Sequence, _In_ PCDOWNLINK_EVENT Event, _In_ USHORT PathBytes,
-                               _In_ USHORT SecondPathBytes)
+/* Fills the head of a reserved record, all of it but Size: nothing old of the ring is ever sent. */
+static VOID DownlinkFillHead(_Inout_ DOWNLINK_RECORD *Record, _In_ ULONGLONG Sequence, _In_ PCDOWNLINK_EVENT Event)
 {
-    PUCHAR paths = (PUCHAR)(Record + 1);
-    ULONG used = (ULONG)sizeof(*Record) + PathBytes + SecondPathBytes;
-
-    RtlZeroMemory(Record, sizeof(*Record));
-    Record->Size = Size;
     Record->Kind = Event->Kind;
     Record->Flags = Event->Flags;
-    if ((PathBytes < Event->Path.Length) || (SecondPathBytes < Event->SecondPath.Length)) {
-        Record->Flags |= DOWNLINK_RECORD_PATH_TRUNCATED;
-    }
     Record->Sequence = Sequence;
     Record->Time = Event->Time.QuadPart;
     Record->ProcessId = Event->ProcessId;
@@ -210,6 +193,25 @@ static VOID DownlinkFillRecord(_Out_writes_bytes_(Size) DOWNLINK_RECORD *Record,
     Record->Status = Event->Status;
     Record->Detail = Event->Detail;
     Record->Value = Event->Value;
+    *(DOWNLINK_FILE_ID *)Record->FileId = Event->FileId;
+    Record->PathLength = 0;
+    Record->SecondPathLength = 0;
+    Record->VolumeLength = 0;
+    Record->Reserved = 0;
+}
+
+static VOID DownlinkFillPaths(_Inout_ DOWNLINK_RECORD *Record, _In_ ULONG Size, _In_ PCDOWNLINK_EVENT Event,
+                              _In_ USHORT PathBytes, _In_ USHORT SecondPathBytes)
+{
+    PUCHAR paths = (PUCHAR)(Record + 1);
+
+    if (Size > sizeof(*Record)) {
+        /* The padding is somewhere in the last 8 bytes. */
+        *(PULONGLONG)((PUCHAR)Record + Size - sizeof(ULONGLONG)) = 0;
+    }
+    if ((PathBytes < Event->Path.Length) || (SecondPathBytes < Event->SecondPath.Length)) {
+        Record->Flags |= DOWNLINK_RECORD_PATH_TRUNCATED;
+    }
     Record->PathLength = PathBytes;
     Record->SecondPathLength = SecondPathBytes;
     Record->VolumeLength = min(Event->VolumeLength, PathBytes);
@@ -219,12 +221,20 @@ static VOID DownlinkFillRecord(_Out_writes_bytes_(Size) DOWNLINK_RECORD *Record,
     if (SecondPathBytes != 0) {
         RtlCopyMemory(paths + PathBytes, Event->SecondPath.Buffer, SecondPathBytes);
     }
-    RtlZeroMemory((PUCHAR)Record + used, Size - used);
+}
+
+/* Makes a filled record visible to the worker, and wakes it if it sleeps. */
+static VOID DownlinkQueueFinish(_Inout_ PDOWNLINK_QUEUE Queue, _Inout_ DOWNLINK_RECORD *Record, _In_ ULONG Size)
+{
+    InterlockedExchange((volatile LONG *)&Record->Size, (LONG)Size);
+    if ((Queue->Idle != 0) && (InterlockedExchange(&Queue->Idle, 0) != 0)) {
+        KeSetEvent(&Queue->Wake, IO_NO_INCREMENT, FALSE);
+    }
 }
 
 _Use_decl_annotations_ VOID DownlinkQueueAppend(PDOWNLINK_QUEUE Queue, PCDOWNLINK_EVENT Event)
 {
-    PDOWNLINK_ENTRY entry;
+    DOWNLINK_RECORD *record;
     ULONGLONG sequence;
     USHORT pathBytes;
     USHORT secondPathBytes;
@@ -235,132 +245,44 @@ _Use_decl_annotations_ VOID DownlinkQueueAppend(PDOWNLINK_QUEUE Queue, PCDOWNLIN
     size = DOWNLINK_ALIGN((ULONG)sizeof(DOWNLINK_RECORD) + pathBytes + secondPathBytes);
 
     KeAcquireSpinLock(&Queue->Lock, &irql);
-    sequence = ++Queue->Sequence;
-    entry = DownlinkQueueReserve(Queue, size + (ULONG)sizeof(DOWNLINK_ENTRY));
-    if (entry == NULL) {
-        DownlinkQueueCountDrop(Queue, sequence);
-    }
+    record = DownlinkQueueEnter(Queue, size, &sequence);
     KeReleaseSpinLock(&Queue->Lock, irql);
 
-    if (entry != NULL) {
-        DownlinkFillRecord(DownlinkRecordOf(entry), size, sequence, Event, pathBytes, secondPathBytes);
-        InterlockedExchange(&entry->State, DownlinkEntryReady);
-        if ((Queue->Idle != 0) && (InterlockedExchange(&Queue->Idle, 0) != 0)) {
-            KeSetEvent(&Queue->Wake, IO_NO_INCREMENT, FALSE);
-        }
+    if (record != NULL) {
+        DownlinkFillHead(record, sequence, Event);
+        DownlinkFillPaths(record, size, Event, pathBytes, secondPathBytes);
+        DownlinkQueueFinish(Queue, record, size);
     }
-}
-
-/* Bytes of the oldest record, 0 if none is ready. With drop-oldest another may have its place a moment later. */
-_Use_decl_annotations_ ULONG DownlinkQueuePeek(PDOWNLINK_QUEUE Queue)
-{
-    PDOWNLINK_ENTRY entry;
-    ULONG bytes = 0;
-    KIRQL irql;
-
-    KeAcquireSpinLock(&Queue->Lock, &irql);
-    entry = DownlinkQueueOldest(Queue);
-    if (entry != NULL) {
-        bytes = DownlinkRecordOf(entry)->Size;
-    }
-    KeReleaseSpinLock(&Queue->Lock, irql);
-    return bytes;
-}
-
-/* Copies a record whose paths do not fit; what is left of them is announced as truncated. */
-static ULONG DownlinkCopyCut(_Out_writes_bytes_(Room) PUCHAR Target, _In_ ULONG Room,
-                             _In_ const DOWNLINK_RECORD *Source)
-{
-    DOWNLINK_RECORD *record = (DOWNLINK_RECORD *)Target;
-    ULONG size = Room & ~7UL;
-
-    RtlCopyMemory(Target, Source, size);
-    record->Size = size;
-    record->Flags |= DOWNLINK_RECORD_PATH_TRUNCATED;
-    record->PathLength = (USHORT)min(record->PathLength, size - (ULONG)sizeof(*record));
-    record->SecondPathLength =
-        (USHORT)min(record->SecondPathLength, size - (ULONG)sizeof(*record) - record->PathLength);
-    record->VolumeLength = min(record->VolumeLength, record->PathLength);
-    return size;
 }
 
 /*
- * Packs ready records into a message and returns its length, 0 if no record is ready. Drops are taken over under the
- * same lock as the records, so that a gap before a record is always announced with it or earlier.
+ * Appends a record with the queue's counters as they were just before it. Only the worker calls this, between two
+ * messages: whatever is neither dropped nor pending then has been fetched.
  */
-_Use_decl_annotations_ ULONG DownlinkQueueTake(PDOWNLINK_QUEUE Queue, PUCHAR Buffer, ULONG BufferBytes)
+_Use_decl_annotations_ VOID DownlinkQueueAppendStatistics(PDOWNLINK_QUEUE Queue, PCDOWNLINK_EVENT Event)
 {
-    DOWNLINK_MESSAGE message = {0};
-    ULONG length = sizeof(message);
-    BOOLEAN more = TRUE;
+    const ULONG size = sizeof(DOWNLINK_RECORD) + sizeof(DOWNLINK_STATISTICS);
+    DOWNLINK_RECORD *record;
+    DOWNLINK_STATISTICS statistics;
+    ULONGLONG sequence;
     KIRQL irql;
 
-    while (more) {
-        ULONG copied = 0;
+    KeAcquireSpinLock(&Queue->Lock, &irql);
+    record = DownlinkQueueEnter(Queue, size, &sequence);
+    statistics.Queued = Queue->Queued - 1;
+    statistics.Sent = Queue->Sent;
+    statistics.Dropped = Queue->DroppedTotal;
+    statistics.Messages = Queue->Messages;
+    statistics.Bytes = Queue->Bytes;
+    statistics.PendingRecords = Queue->Pending - 1;
+    statistics.QueueBytes = Queue->Capacity;
+    statistics.UsedBytes = Queue->Used - size;
+    statistics.HighWaterBytes = Queue->HighWater;
+    KeReleaseSpinLock(&Queue->Lock, irql);
 
-        KeAcquireSpinLock(&Queue->Lock, &irql);
-        while (more && (copied < DOWNLINK_COPY_BYTES)) {
-            PDOWNLINK_ENTRY entry = DownlinkQueueOldest(Queue);
-            ULONG bytes = 0;
-
-            if ((entry == NULL) || (message.RecordCount == MAXUSHORT)) {
-                more = FALSE;
-            } else if (DownlinkRecordOf(entry)->Size <= BufferBytes - length) {
-                bytes = DownlinkRecordOf(entry)->Size;
-                RtlCopyMemory(Buffer + length, DownlinkRecordOf(entry), bytes);
-            } else if (message.RecordCount == 0) {
-                bytes = DownlinkCopyCut(Buffer + length, BufferBytes - length, DownlinkRecordOf(entry));
-                more = FALSE;
-            } else {
-                more = FALSE;
-            }
-
-            if (bytes != 0) {
-                DownlinkQueueAdvance(Queue);
-                message.RecordCount++;
-                length += bytes;
-                copied += bytes;
-            }
-        }
-        if ((Queue->DroppedCount != 0) && (message.RecordCount != 0)) {
-            message.DroppedCount += Queue->DroppedCount;
-            message.FirstDropped =
-                (message.FirstDropped == 0) ? Queue->FirstDropped : min(message.FirstDropped, Queue->FirstDropped);
-            message.LastDropped = max(message.LastDropped, Queue->LastDropped);
-            Queue->DroppedCount = 0;
-            Queue->FirstDropped = 0;
-            Queue->LastDropped = 0;
-        }
-        KeReleaseSpinLock(&Queue->Lock, irql);
+    if (record != NULL) {
+        DownlinkFillHead(record, sequence, Event);
+        *(DOWNLINK_STATISTICS *)(record + 1) = statistics;
+        DownlinkQueueFinish(Queue, record, size);
     }
-
-    if (message.RecordCount == 0) {
-        length = 0;
-    } else {
-        message.Size = length;
-        message.Version = DOWNLINK_PROTOCOL_VERSION;
-        RtlCopyMemory(Buffer, &message, sizeof(message));
-    }
-    return length;
-}
-
-/* For the worker: waits until a record is ready. FALSE when the queue has been closed. */
-_Use_decl_annotations_ BOOLEAN DownlinkQueueWait(PDOWNLINK_QUEUE Queue)
-{
-    while (!Queue->Closed) {
-        /* First say that the worker is going to sleep, then look: whoever is not seen now sees the flag. */
-        InterlockedExchange(&Queue->Idle, 1);
-        if (DownlinkQueuePeek(Queue) != 0) {
-            InterlockedExchange(&Queue->Idle, 0);
-            break;
-        }
-        (VOID)KeWaitForSingleObject(&Queue->Wake, Executive, KernelMode, FALSE, NULL);
-    }
-    return !Queue->Closed;
-}
-
-_Use_decl_annotations_ VOID DownlinkQueueClose(PDOWNLINK_QUEUE Queue)
-{
-    Queue->Closed = TRUE;
-    KeSetEvent(&Queue->Wake, IO_NO_INCREMENT, FALSE);
 }

@@ -5,14 +5,11 @@
  */
 #include "downlink.h"
 
-#define DOWNLINK_SECONDS(seconds) ((LONGLONG)(seconds) * 10000000LL)
-#define DOWNLINK_MILLISECONDS(milliseconds) ((LONGLONG)(milliseconds) * 10000LL)
-
 /* A message that is not fetched within this time is offered again. */
-#define DOWNLINK_SEND_TIMEOUT DOWNLINK_SECONDS(1)
+#define DOWNLINK_SEND_TIMEOUT (1000 * DOWNLINK_MILLISECOND)
 
 /* Pause before a send is repeated that failed for want of memory. */
-#define DOWNLINK_SEND_PAUSE DOWNLINK_MILLISECONDS(20)
+#define DOWNLINK_SEND_PAUSE (20 * DOWNLINK_MILLISECOND)
 
 /*
  * Offers one message until the client has it or the connection has ended. STATUS_TIMEOUT is a success code and means
@@ -29,6 +26,8 @@ static NTSTATUS DownlinkSend(_Inout_ PDOWNLINK_CONNECTION Connection, _In_reads_
     for (;;) {
         timeout.QuadPart = -DOWNLINK_SEND_TIMEOUT;
         status = FltSendMessage(Downlink.Filter, &Connection->ClientPort, Message, Length, NULL, NULL, &timeout);
+        DownlinkDebug(DOWNLINK_DEBUG_MESSAGE, "connection %Iu: %u bytes, status 0x%08X\n", Connection->Id, Length,
+                      (ULONG)status);
         if ((status == STATUS_SUCCESS) || (status == STATUS_PORT_DISCONNECTED) ||
             (status == STATUS_THREAD_IS_TERMINATING)) {
             break;
@@ -38,6 +37,8 @@ static NTSTATUS DownlinkSend(_Inout_ PDOWNLINK_CONNECTION Connection, _In_reads_
             break;
         }
         if (status != STATUS_TIMEOUT) {
+            DownlinkDebug(DOWNLINK_DEBUG_ERROR, "connection %Iu cannot send, status 0x%08X\n", Connection->Id,
+                          (ULONG)status);
             KeDelayExecutionThread(KernelMode, FALSE, &pause);
         }
     }
@@ -65,24 +66,81 @@ static PUCHAR DownlinkChooseBuffer(_In_ const DOWNLINK_CONNECTION *Connection, _
     return buffer;
 }
 
+/* Takes one message out of the queue and sends it; without a ready record there is nothing to do. */
+static NTSTATUS DownlinkSendNext(_Inout_ PDOWNLINK_CONNECTION Connection)
+{
+    NTSTATUS status = STATUS_SUCCESS;
+    PDOWNLINK_QUEUE queue = &Connection->Queue;
+    ULONG bufferBytes;
+    ULONG recordCount;
+    ULONG length;
+    PUCHAR buffer = DownlinkChooseBuffer(Connection, DownlinkQueuePeek(queue), &bufferBytes);
+
+    length = DownlinkQueueTake(queue, buffer, bufferBytes, &recordCount);
+    if (length != 0) {
+        status = DownlinkSend(Connection, buffer, length);
+        if (status == STATUS_SUCCESS) {
+            queue->Sent += recordCount;
+            queue->Messages++;
+            queue->Bytes += length;
+        }
+    }
+    if (buffer != Connection->MessageBuffer) {
+        ExFreePoolWithTag(buffer, DOWNLINK_TAG_MESSAGE);
+    }
+    return status;
+}
+
+/*
+ * How long the worker may sleep before the next statistics record is due, appending one if it is due now. A clock that
+ * was set does not matter for longer than one interval.
+ */
+static PLARGE_INTEGER DownlinkKeepStatistics(_Inout_ PDOWNLINK_CONNECTION Connection, _Out_ PLARGE_INTEGER Timeout)
+{
+    DOWNLINK_EVENT event;
+    LONGLONG left;
+
+    Timeout->QuadPart = 0;
+    if (Connection->StatisticsInterval == 0) {
+        return NULL;
+    }
+
+    RtlZeroMemory(&event, sizeof(event));
+    KeQuerySystemTimePrecise(&event.Time);
+    left = Connection->StatisticsDue - event.Time.QuadPart;
+    if ((left <= 0) || (left > Connection->StatisticsInterval)) {
+        event.Kind = DownlinkStatistics;
+        event.ThreadId = HandleToULong(PsGetCurrentThreadId());
+        event.ProcessId = HandleToULong(PsGetCurrentProcessId());
+        DownlinkQueueAppendStatistics(&Connection->Queue, &event);
+        Connection->StatisticsDue = event.Time.QuadPart + Connection->StatisticsInterval;
+        left = Connection->StatisticsInterval;
+    }
+    Timeout->QuadPart = -left;
+    return Timeout;
+}
+
 _Use_decl_annotations_ VOID NTAPI DownlinkWorker(PVOID StartContext)
 {
     PDOWNLINK_CONNECTION connection = StartContext;
     NTSTATUS status = STATUS_SUCCESS;
+    LARGE_INTEGER now;
+    LARGE_INTEGER timeout;
 
-    while (NT_SUCCESS(status) && DownlinkQueueWait(&connection->Queue)) {
-        ULONG bufferBytes;
-        ULONG length;
-        PUCHAR buffer = DownlinkChooseBuffer(connection, DownlinkQueuePeek(&connection->Queue), &bufferBytes);
+    KeQuerySystemTimePrecise(&now);
+    connection->StatisticsDue = now.QuadPart + connection->StatisticsInterval;
 
-        length = DownlinkQueueTake(&connection->Queue, buffer, bufferBytes);
-        if (length != 0) {
-            status = DownlinkSend(connection, buffer, length);
-        }
-        if (buffer != connection->MessageBuffer) {
-            ExFreePoolWithTag(buffer, DOWNLINK_TAG_MESSAGE);
-        }
+    while (NT_SUCCESS(status) &&
+           DownlinkQueueWait(&connection->Queue, DownlinkKeepStatistics(connection, &timeout))) {
+        status = DownlinkSendNext(connection);
     }
 
+    if (!connection->Queue.Closed && (status != STATUS_PORT_DISCONNECTED)) {
+        /* Nobody will send any more: the client is to learn of it instead of waiting for ever. */
+        DownlinkDebug(DOWNLINK_DEBUG_ERROR, "connection %Iu is given up, status 0x%08X\n", connection->Id,
+                      (ULONG)status);
+        InterlockedExchange(&connection->EventMask, 0);
+        FltCloseClientPort(Downlink.Filter, &connection->ClientPort);
+    }
     PsTerminateSystemThread(STATUS_SUCCESS);
 }

@@ -1,0 +1,188 @@
+/*
+ * The end of a handle: totals of what was written, that a changed file was closed, and what has really been deleted.
+ */
+#include "downlink.h"
+
+/* What the pre-operation callback keeps for its post-operation callback: afterwards there may be no file to ask. */
+typedef struct _DOWNLINK_DELETION {
+    DOWNLINK_IDENTITY Identity;
+    ULONG Links; /* names of the file, 0 if it cannot tell */
+    BOOLEAN IsPosixDelete;
+} DOWNLINK_DELETION, *PDOWNLINK_DELETION;
+
+static VOID DownlinkPublishTotals(_In_ PFLT_CALLBACK_DATA Data, _In_ PCFLT_RELATED_OBJECTS FltObjects,
+                                  _Inout_ PDOWNLINK_HANDLE_CONTEXT Context);
+static PDOWNLINK_DELETION DownlinkBeginDeletion(_In_ PFLT_CALLBACK_DATA Data, _In_ PCFLT_RELATED_OBJECTS FltObjects);
+static ULONG DownlinkCountLinks(_In_ PCFLT_RELATED_OBJECTS FltObjects);
+static BOOLEAN DownlinkIsFileGone(_In_ PCFLT_RELATED_OBJECTS FltObjects, _In_ BOOLEAN IsPosixDelete);
+static BOOLEAN DownlinkIsFirstReport(_In_ PCFLT_RELATED_OBJECTS FltObjects);
+
+#pragma alloc_text(PAGE, DownlinkPreCleanup)
+#pragma alloc_text(PAGE, DownlinkPostCleanup)
+#pragma alloc_text(PAGE, DownlinkPublishTotals)
+#pragma alloc_text(PAGE, DownlinkBeginDeletion)
+#pragma alloc_text(PAGE, DownlinkCountLinks)
+#pragma alloc_text(PAGE, DownlinkIsFileGone)
+#pragma alloc_text(PAGE, DownlinkIsFirstReport)
+
+_Use_decl_annotations_ FLT_PREOP_CALLBACK_STATUS FLTAPI DownlinkPreCleanup(PFLT_CALLBACK_DATA Data,
+                                                                           PCFLT_RELATED_OBJECTS FltObjects,
+                                                                           PVOID *CompletionContext)
+{
+    FLT_PREOP_CALLBACK_STATUS callbackStatus = FLT_PREOP_SUCCESS_NO_CALLBACK;
+    PDOWNLINK_HANDLE_CONTEXT handleContext;
+    PDOWNLINK_STREAM_CONTEXT streamContext;
+
+    PAGED_CODE();
+    *CompletionContext = NULL;
+
+    if (DownlinkIsVolumeOpen(FltObjects)) {
+        goto Exit;
+    }
+    if (DownlinkIsWanted(DOWNLINK_MASK_WRITES)) {
+        handleContext = DownlinkFindHandleContext(FltObjects);
+        if (handleContext != NULL) {
+            DownlinkPublishTotals(Data, FltObjects, handleContext);
+            FltReleaseContext(handleContext);
+        }
+    }
+    if (DownlinkIsWanted(DOWNLINK_MASK(DownlinkFileDeleted))) {
+        /* A mark that was set while no instance of ours was attached shows in the file object. */
+        streamContext = DownlinkReferenceStreamContext(FltObjects, FltObjects->FileObject->DeletePending);
+        if (streamContext != NULL) {
+            FltReleaseContext(streamContext);
+            *CompletionContext = DownlinkBeginDeletion(Data, FltObjects);
+            if (*CompletionContext != NULL) {
+                callbackStatus = FLT_PREOP_SYNCHRONIZE;
+            }
+        }
+    }
+
+Exit:
+    return callbackStatus;
+}
+
+/*
+ * The file is told as deleted once, in the cleanup that removed it; a file with several names, once for each name,
+ * in the cleanup that made their number smaller.
+ */
+_Use_decl_annotations_ FLT_POSTOP_CALLBACK_STATUS FLTAPI DownlinkPostCleanup(PFLT_CALLBACK_DATA Data,
+                                                                             PCFLT_RELATED_OBJECTS FltObjects,
+                                                                             PVOID CompletionContext,
+                                                                             FLT_POST_OPERATION_FLAGS Flags)
+{
+    PDOWNLINK_DELETION deletion = CompletionContext;
+    DOWNLINK_EVENT event;
+    BOOLEAN isDeleted;
+
+    PAGED_CODE();
+
+    if (!FlagOn(Flags, FLTFL_POST_OPERATION_DRAINING) && NT_SUCCESS(Data->IoStatus.Status)) {
+        if (DownlinkIsFileGone(FltObjects, deletion->IsPosixDelete)) {
+            isDeleted = DownlinkIsFirstReport(FltObjects);
+        } else {
+            isDeleted = (deletion->Links > 1) && (DownlinkCountLinks(FltObjects) < deletion->Links);
+        }
+        if (isDeleted) {
+            DownlinkFillEvent(&event, DownlinkFileDeleted, Data, STATUS_SUCCESS);
+            DownlinkPublishFile(FltObjects, &event, &deletion->Identity);
+        }
+    }
+    DownlinkForget(&deletion->Identity);
+    ExFreePoolWithTag(deletion, DOWNLINK_TAG_OPERATION);
+    return FLT_POSTOP_FINISHED_PROCESSING;
+}
+
+/* Totals of the handle's writes, and that a changed file was closed; before the file may be gone. */
+static VOID DownlinkPublishTotals(PFLT_CALLBACK_DATA Data, PCFLT_RELATED_OBJECTS FltObjects,
+                                  PDOWNLINK_HANDLE_CONTEXT Context)
+{
+    LONG64 written = InterlockedExchangeAdd64(&Context->BytesWritten, 0);
+    LONG64 unreported = written - InterlockedExchange64(&Context->BytesReported, written);
+    LONG changes = InterlockedExchange(&Context->Changes, 0);
+    DOWNLINK_EVENT event;
+
+    PAGED_CODE();
+
+    if ((unreported > 0) && DownlinkIsWanted(DOWNLINK_MASK(DownlinkFileWritten))) {
+        DownlinkFillEvent(&event, DownlinkFileWritten, Data, STATUS_SUCCESS);
+        event.Value = (ULONGLONG)unreported;
+        DownlinkPublishHandle(Data, FltObjects, &event, Context);
+    }
+    if ((changes != 0) && DownlinkIsWanted(DOWNLINK_MASK_CLOSED)) {
+        DownlinkFillEvent(&event, DownlinkFileClosed, Data, STATUS_SUCCESS);
+        event.Detail = (ULONG)changes;
+        event.Value = (ULONGLONG)written;
+        DownlinkPublishHandle(Data, FltObjects, &event, Context);
+    }
+}
+
+/* NULL if there is no memory, or if the file must not be asked now. */
+static PDOWNLINK_DELETION DownlinkBeginDeletion(PFLT_CALLBACK_DATA Data, PCFLT_RELATED_OBJECTS FltObjects)
+{
+    PDOWNLINK_DELETION deletion = NULL;
+    PDOWNLINK_HANDLE_CONTEXT handleContext;
+
+    PAGED_CODE();
+
+    if (DownlinkMayQueryFile()) {
+        deletion = ExAllocatePool2(POOL_FLAG_PAGED, sizeof(*deletion), DOWNLINK_TAG_OPERATION);
+    }
+    if (deletion != NULL) {
+        DownlinkIdentify(Data, FltObjects, &deletion->Identity);
+        deletion->Links = DownlinkCountLinks(FltObjects);
+        handleContext = DownlinkFindHandleContext(FltObjects);
+        if (handleContext != NULL) {
+            deletion->IsPosixDelete = handleContext->IsPosixDelete != 0;
+            FltReleaseContext(handleContext);
+        }
+    }
+    return deletion;
+}
+
+/* How many names the file has, those about to be deleted included; 0 where the file system does not tell. */
+static ULONG DownlinkCountLinks(PCFLT_RELATED_OBJECTS FltObjects)
+{
+    NTSTATUS status;
+    FILE_STANDARD_LINK_INFORMATION links;
+
+    PAGED_CODE();
+
+    status = FltQueryInformationFile(FltObjects->Instance, FltObjects->FileObject, &links, sizeof(links),
+                                     FileStandardLinkInformation, NULL);
+    return NT_SUCCESS(status) ? links.TotalNumberOfLinks : 0;
+}
+
+/*
+ * Whether a cleanup has removed the file: the file system says so of a handle to a deleted file. A POSIX deletion, which
+ * leaves other handles alive, shows as a file that is to be deleted and has no name left; without POSIX semantics that
+ * would only say that it will be deleted in the last cleanup, if nobody takes the mark back.
+ */
+static BOOLEAN DownlinkIsFileGone(PCFLT_RELATED_OBJECTS FltObjects, BOOLEAN IsPosixDelete)
+{
+    NTSTATUS status;
+    FILE_STANDARD_INFORMATION standard;
+
+    PAGED_CODE();
+
+    RtlZeroMemory(&standard, sizeof(standard));
+    status = FltQueryInformationFile(FltObjects->Instance, FltObjects->FileObject, &standard, sizeof(standard),
+                                     FileStandardInformation, NULL);
+    return (status == STATUS_FILE_DELETED) ||
+           (IsPosixDelete && NT_SUCCESS(status) && standard.DeletePending && (standard.NumberOfLinks == 0));
+}
+
+/* TRUE for the first cleanup that finds the file gone; with other handles alive there are more of them. */
+static BOOLEAN DownlinkIsFirstReport(PCFLT_RELATED_OBJECTS FltObjects)
+{
+    PDOWNLINK_STREAM_CONTEXT context = DownlinkReferenceStreamContext(FltObjects, FALSE);
+    BOOLEAN isFirst = FALSE;
+
+    PAGED_CODE();
+
+    if (context != NULL) {
+        isFirst = InterlockedExchange(&context->DeleteReported, 1) == 0;
+        FltReleaseContext(context);
+    }
+    return isFirst;
+}
