@@ -37,7 +37,8 @@ class ClientProcess:
         library = str(Path(__file__).resolve().parents[2])
         path = os.pathsep.join(filter(None, (library, os.environ.get("PYTHONPATH"))))
         self._process = subprocess.Popen(
-            [sys.executable, str(script), *arguments],
+            # Without `site`: scripts use the standard library and this one, and start in half the time.
+            [sys.executable, "-S", str(script), *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

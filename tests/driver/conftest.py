@@ -65,29 +65,36 @@ def session_scratch() -> Iterator[ScratchDirectory]:
 
 
 @pytest.fixture
-def scratch(session_scratch: ScratchDirectory, request: pytest.FixtureRequest) -> Iterator[ScratchDirectory]:
-    """An empty directory of this test's own on a filtered volume."""
-    number = request.node.session.items.index(request.node)
-    name = f"t{number}"
-    files.mkdir(session_scratch / name)
-    directory = ScratchDirectory(session_scratch / name, session_scratch.device(name))
-    yield directory
-    files.remove_tree(directory.path)
+def territory(session_scratch: ScratchDirectory, request: pytest.FixtureRequest) -> ScratchDirectory:
+    """The names of this test's own directory; it is there only for tests that ask for `scratch`."""
+    name = f"t{request.node.session.items.index(request.node)}"
+    return ScratchDirectory(session_scratch / name, session_scratch.device(name))
 
 
 @pytest.fixture
-def listen(scratch: ScratchDirectory) -> Iterator[Listen]:
+def scratch(territory: ScratchDirectory) -> Iterator[ScratchDirectory]:
+    """An empty directory of this test's own on a filtered volume."""
+    files.mkdir(territory.path)
+    yield territory
+    files.remove_tree(territory.path)
+
+
+@pytest.fixture
+def listen(territory: ScratchDirectory, request: pytest.FixtureRequest) -> Iterator[Listen]:
     """Connect listeners; they are closed at the end of the test.
 
     By default: all file events in the scratch directory, those of this process included. Keyword arguments are the
     fields of `Connect`; `lifecycle=True` adds the lifecycle records to the mask.
     """
+    if "scratch" in request.fixturenames:
+        # Made before and removed after the listeners: nobody is told of that.
+        request.getfixturevalue("scratch")
     opened: list[Listener] = []
 
     def open_listener(*, lifecycle: bool = False, **options: Any) -> Listener:
         options.setdefault("event_mask", MASK_FILES)
         options.setdefault("flags", ConnectFlag.INCLUDE_OWN_PROCESS)
-        options.setdefault("path_prefix", scratch.device(""))
+        options.setdefault("path_prefix", territory.device(""))
         if lifecycle:
             options["event_mask"] |= MASK_LIFECYCLE
         listener = Listener.open(Connect(**options))

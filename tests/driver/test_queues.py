@@ -266,6 +266,18 @@ def test_a_request_that_is_large_enough_is_preferred_to_an_earlier_one_that_is_n
     small.cancel()
 
 
+@pytest.mark.slow
+@pytest.mark.fact("S5", "S6", "S26")
+def test_a_message_that_nobody_fetches_for_longer_than_a_send_may_take_is_not_lost(listen, scratch):
+    late, idle = listen(event_mask=OPENED), listen(event_mask=Kind.FILE_RENAMED.bit)
+    make(scratch, [0])
+    # The driver offers a message for a second at a time; a send that timed out is no success (fact S5).
+    with pytest.raises(TimeoutError):
+        idle.receive(timeout=1.2)
+    make(scratch, [1])
+    assert opened(drain(late, scratch, 1), scratch) == [0, 1]
+
+
 @pytest.mark.fact("S20", "S21", "R5")
 def test_the_header_of_a_message_says_that_no_reply_is_expected(listen, scratch):
     listener = listen(event_mask=OPENED)
