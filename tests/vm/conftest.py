@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
+    from tests.vm.driver_lab import Built, Station, Stations
     from tests.vm.port_lab import Lab
     from tests.vm.scripted_filter import ScriptedFilter
     from vm.emulated.fltmgr.ports import PortPolicy
@@ -59,3 +60,26 @@ def scripted(lab: Lab) -> ScriptedFilter:
     from tests.vm.scripted_filter import ScriptedFilter
 
     return ScriptedFilter(lab).load()
+
+
+@pytest.fixture(scope="session")
+def downlink(tmp_path_factory: pytest.TempPathFactory) -> Built:
+    """Downlink's own driver as it is built."""
+    from tests.vm.driver_lab import built
+
+    return built(tmp_path_factory.mktemp("downlink"))
+
+
+@pytest.fixture
+def stations(downlink: Built) -> Iterator[Stations]:
+    """`stations(seed=..., policy=..., settings={...})` makes a machine with Downlink's driver loaded."""
+    from tests.vm.driver_lab import Stations
+
+    factory = Stations(downlink)
+    yield factory
+    factory.close()
+
+
+@pytest.fixture
+def station(stations: Stations) -> Station:
+    return stations()
