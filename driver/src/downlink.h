@@ -238,12 +238,11 @@ FORCEINLINE ULONG DownlinkRingSize(_In_ const DOWNLINK_QUEUE *Queue, _In_ ULONG 
 }
 
 /* message.c: the side of the worker */
-_IRQL_requires_max_(DISPATCH_LEVEL) ULONG DownlinkQueuePeek(_Inout_ PDOWNLINK_QUEUE Queue);
 _IRQL_requires_max_(DISPATCH_LEVEL) ULONG
     DownlinkQueueTake(_Inout_ PDOWNLINK_QUEUE Queue, _Out_writes_bytes_(BufferBytes) PUCHAR Buffer,
                       _In_ ULONG BufferBytes, _Out_ PULONG RecordCount);
 _IRQL_requires_max_(APC_LEVEL) BOOLEAN
-    DownlinkQueueWait(_Inout_ PDOWNLINK_QUEUE Queue, _In_opt_ PLARGE_INTEGER Timeout);
+    DownlinkQueueWait(_Inout_ PDOWNLINK_QUEUE Queue, _In_opt_ PLARGE_INTEGER Timeout, _Out_ PULONG HeadBytes);
 _IRQL_requires_max_(DISPATCH_LEVEL) VOID DownlinkQueueClose(_Inout_ PDOWNLINK_QUEUE Queue);
 
 /* publish.c: from an event to the queues of those who asked for it */

@@ -3,6 +3,8 @@
  */
 #include "downlink.h"
 
+C_ASSERT(sizeof(DOWNLINK_FILE_ID) == sizeof(FILE_ID_128));
+
 static BOOLEAN DownlinkQueryFileId(_In_ PCFLT_RELATED_OBJECTS FltObjects, _Out_ DOWNLINK_FILE_ID *FileId);
 
 /*
@@ -47,8 +49,7 @@ _Use_decl_annotations_ VOID DownlinkIdentify(PFLT_CALLBACK_DATA Data, PCFLT_RELA
 {
     BOOLEAN isDirectory = FALSE;
 
-    RtlZeroMemory(Identity, sizeof(*Identity));
-    Identity->NameGeneration = Downlink.NameGeneration;
+    *Identity = (DOWNLINK_IDENTITY){.NameGeneration = Downlink.NameGeneration};
     Identity->Name = DownlinkQueryName(Data);
     if (DownlinkMayQueryFile()) {
         if (DownlinkQueryFileId(FltObjects, &Identity->FileId)) {
@@ -76,7 +77,7 @@ static BOOLEAN DownlinkQueryFileId(PCFLT_RELATED_OBJECTS FltObjects, DOWNLINK_FI
     status = FltQueryInformationFile(FltObjects->Instance, FltObjects->FileObject, &information, sizeof(information),
                                      FileIdInformation, NULL);
     if (NT_SUCCESS(status)) {
-        RtlCopyMemory(FileId, &information.FileId, sizeof(*FileId));
+        *FileId = *(const DOWNLINK_FILE_ID *)&information.FileId;
         goto Exit;
     }
     status = FltQueryInformationFile(FltObjects->Instance, FltObjects->FileObject, &internal, sizeof(internal),

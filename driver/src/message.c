@@ -6,7 +6,7 @@
 #include "downlink.h"
 
 /* Bytes of the oldest record, 0 if none is ready. With drop-oldest another may have its place a moment later. */
-_Use_decl_annotations_ ULONG DownlinkQueuePeek(PDOWNLINK_QUEUE Queue)
+static ULONG DownlinkQueuePeek(_Inout_ PDOWNLINK_QUEUE Queue)
 {
     const DOWNLINK_RECORD *record;
     ULONG bytes = 0;
@@ -93,6 +93,7 @@ _Use_decl_annotations_ ULONG DownlinkQueueTake(PDOWNLINK_QUEUE Queue, PUCHAR Buf
 {
     DOWNLINK_MESSAGE message = {0};
     ULONG length = sizeof(message);
+    BOOLEAN more;
     ULONG count;
     ULONG bytes;
     KIRQL irql;
@@ -113,9 +114,10 @@ _Use_decl_annotations_ ULONG DownlinkQueueTake(PDOWNLINK_QUEUE Queue, PUCHAR Buf
         if (message.RecordCount != 0) {
             DownlinkQueueTakeDrops(Queue, &message);
         }
+        more = (count != 0) && (Queue->Used != 0);
         KeReleaseSpinLock(&Queue->Lock, irql);
         length += bytes;
-    } while (count != 0);
+    } while (more);
 
     *RecordCount = message.RecordCount;
     if (message.RecordCount == 0) {
@@ -123,23 +125,25 @@ _Use_decl_annotations_ ULONG DownlinkQueueTake(PDOWNLINK_QUEUE Queue, PUCHAR Buf
     } else {
         message.Size = length;
         message.Version = DOWNLINK_PROTOCOL_VERSION;
-        RtlCopyMemory(Buffer, &message, sizeof(message));
+        *(DOWNLINK_MESSAGE *)Buffer = message;
     }
     return length;
 }
 
 /*
- * For the worker: waits until a record is ready, the queue is closed or the time is over. FALSE when it is closed;
- * after TRUE there may be nothing to take.
+ * For the worker: waits until a record is ready, the queue is closed or the time is over. FALSE when it is closed; else
+ * HeadBytes is the size of the oldest record, 0 if none is ready.
  */
-_Use_decl_annotations_ BOOLEAN DownlinkQueueWait(PDOWNLINK_QUEUE Queue, PLARGE_INTEGER Timeout)
+_Use_decl_annotations_ BOOLEAN DownlinkQueueWait(PDOWNLINK_QUEUE Queue, PLARGE_INTEGER Timeout, PULONG HeadBytes)
 {
     NTSTATUS status = STATUS_SUCCESS;
 
+    *HeadBytes = 0;
     while (!Queue->Closed && (status != STATUS_TIMEOUT)) {
         /* First say that the worker is going to sleep, then look: whoever is not seen now sees the flag. */
         InterlockedExchange(&Queue->Idle, 1);
-        if (DownlinkQueuePeek(Queue) != 0) {
+        *HeadBytes = DownlinkQueuePeek(Queue);
+        if (*HeadBytes != 0) {
             break;
         }
         status = KeWaitForSingleObject(&Queue->Wake, Executive, KernelMode, FALSE, Timeout);

@@ -38,9 +38,7 @@ const FLT_OPERATION_REGISTRATION DownlinkOperations[] = {
 _Use_decl_annotations_ VOID DownlinkFillEvent(PDOWNLINK_EVENT Event, USHORT Kind, PFLT_CALLBACK_DATA Data,
                                               NTSTATUS Status)
 {
-    RtlZeroMemory(Event, sizeof(*Event));
-    Event->Kind = Kind;
-    Event->Status = Status;
+    *Event = (DOWNLINK_EVENT){.Kind = Kind, .Status = Status};
     Event->ProcessId = FltGetRequestorProcessId(Data);
     Event->ThreadId = HandleToULong((Data->Thread != NULL) ? PsGetThreadId(Data->Thread) : PsGetCurrentThreadId());
     KeQuerySystemTimePrecise(&Event->Time);

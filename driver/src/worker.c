@@ -67,14 +67,14 @@ static PUCHAR DownlinkChooseBuffer(_In_ const DOWNLINK_CONNECTION *Connection, _
 }
 
 /* Takes one message out of the queue and sends it; without a ready record there is nothing to do. */
-static NTSTATUS DownlinkSendNext(_Inout_ PDOWNLINK_CONNECTION Connection)
+static NTSTATUS DownlinkSendNext(_Inout_ PDOWNLINK_CONNECTION Connection, _In_ ULONG HeadBytes)
 {
     NTSTATUS status = STATUS_SUCCESS;
     PDOWNLINK_QUEUE queue = &Connection->Queue;
     ULONG bufferBytes;
     ULONG recordCount;
     ULONG length;
-    PUCHAR buffer = DownlinkChooseBuffer(Connection, DownlinkQueuePeek(queue), &bufferBytes);
+    PUCHAR buffer = DownlinkChooseBuffer(Connection, HeadBytes, &bufferBytes);
 
     length = DownlinkQueueTake(queue, buffer, bufferBytes, &recordCount);
     if (length != 0) {
@@ -126,13 +126,14 @@ _Use_decl_annotations_ VOID NTAPI DownlinkWorker(PVOID StartContext)
     NTSTATUS status = STATUS_SUCCESS;
     LARGE_INTEGER now;
     LARGE_INTEGER timeout;
+    ULONG headBytes;
 
     KeQuerySystemTimePrecise(&now);
     connection->StatisticsDue = now.QuadPart + connection->StatisticsInterval;
 
     while (NT_SUCCESS(status) &&
-           DownlinkQueueWait(&connection->Queue, DownlinkKeepStatistics(connection, &timeout))) {
-        status = DownlinkSendNext(connection);
+           DownlinkQueueWait(&connection->Queue, DownlinkKeepStatistics(connection, &timeout), &headBytes)) {
+        status = DownlinkSendNext(connection, headBytes);
     }
 
     if (!connection->Queue.Closed && (status != STATUS_PORT_DISCONNECTED)) {
