@@ -10,7 +10,7 @@ import pytest
 
 from tests.vm.filter_lab import READ_WRITE_DELETE, SYNCHRONOUS_FILE, Data, FilterLab, rename_data
 from vm.emulated.fltmgr import numbers as n
-from vm.emulated.fltmgr.io import drain_instance
+from vm.emulated.fltmgr.instances import TEARDOWN_MANUAL, tear_down
 from vm.emulated.fltmgr.io_state import io_state
 from vm.emulated.kernel.kernel import MachineCrashedError
 from vm.emulated.kernel.status import (
@@ -24,7 +24,7 @@ from vm.emulated.kernel.status import (
     STATUS_OBJECT_NAME_NOT_FOUND,
     STATUS_SHARING_VIOLATION,
 )
-from vm.emulated.kernel.threads import Model
+from vm.emulated.kernel.threads import Model, Wait
 
 MAJORS = (
     n.IRP_MJ_CREATE,
@@ -447,13 +447,39 @@ def test_draining_calls_the_post_callback_of_an_operation_that_is_still_below(la
     outcome = lab.begin(lab_write(lab, lab.open(r"D:\a.txt")))
     lab.kernel.run_until_idle()
     assert top.callbacks_running == 1
-    top.tearing_down = True
-    lab.kernel.run(drain_instance(lab.kernel, top))
-    assert lab.events == [("drained", 1, 7)] and top.callbacks_running == 0
+    lab.kernel.run(tear_down(lab.kernel, top, TEARDOWN_MANUAL))
+    assert lab.events == [("drained", 1, 7)] and top not in lab.d.instances
     lab.kernel.run(lab.call("FltCompletePendedPreOperation", waiting[0], NO_CALLBACK, 0))
     lab.kernel.run_until_idle()
     assert outcome[0][0][0] == 0
     assert len(lab.events) == 1
+
+
+def test_a_callback_that_is_running_when_its_instance_goes_is_drained_when_it_returns(lab: FilterLab) -> None:
+    event = lab.buffer(0x18)
+    lab.kernel.dispatcher.initialize(event, 0, 0)
+    waiting = pended(lab)
+
+    def pre(data: Data, context: int) -> Model:
+        yield Wait((event,))
+        return WITH_CALLBACK
+
+    def post(data: Data, context: int, flags: int) -> int:
+        lab.events.append(("drained", flags))
+        return 0
+
+    top = lab.filter({n.IRP_MJ_WRITE: (pre, post)}, altitude="390000", name="top")
+    outcome = lab.begin(lab_write(lab, lab.open(r"D:\a.txt")))
+    lab.kernel.run_until_idle()
+    gone = lab.begin(tear_down(lab.kernel, top, TEARDOWN_MANUAL), lab.new_thread())
+    lab.kernel.run_until_idle()
+    assert gone == [] and lab.events == []
+    lab.kernel.dispatcher.set_event(event)
+    lab.kernel.run_until_idle()
+    assert gone and lab.events == [("drained", 1)] and outcome == []
+    lab.kernel.run(lab.call("FltCompletePendedPreOperation", waiting[0], NO_CALLBACK, 0))
+    lab.kernel.run_until_idle()
+    assert outcome[0][0][0] == 0 and len(lab.events) == 1
 
 
 # Broken rules

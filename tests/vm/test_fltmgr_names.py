@@ -294,7 +294,7 @@ def test_a_destination_on_another_volume_has_no_name_here(lab: FilterLab) -> Non
                 len(raw),
                 NORMALIZED,
                 slot,
-            )  # fmt: skip
+            )
         )
 
     assert lab.kernel.run(work()) == STATUS_NOT_SAME_DEVICE

@@ -207,6 +207,9 @@ def tear_down(k: Kernel, instance: Instance, reason: int) -> Model:
         yield Call(registration.instance_teardown_start, (block, reason), "InstanceTeardownStart")
     if instance in instance.volume.instances:
         instance.volume.instances.remove(instance)
+    drain = k.services.get("drain_instance")
+    if drain is not None:
+        yield from drain(k, instance)
     yield from _wait_for_callbacks(k, instance)
     if registration.instance_teardown_complete:
         yield Call(registration.instance_teardown_complete, (block, reason), "InstanceTeardownComplete")

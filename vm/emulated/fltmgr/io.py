@@ -198,6 +198,8 @@ def _pre(k: Kernel, request: Request, walk: Walk, instance: Instance, position: 
         context = memory.u64(context_address)
     walk.pended = None
     _apply(k, request, walk, pended, result, context)
+    if instance.tearing_down:
+        yield from _drain_from(k, request, walk, instance)
     return True
 
 
@@ -348,6 +350,8 @@ def complete_pended_pre(k: Kernel, request: Request, result: int, context: int) 
         return
     walk.pended = None
     _apply(k, request, walk, pended, result, context)
+    if pended.instance.tearing_down:
+        yield from _drain_from(k, request, walk, pended.instance)
     yield from _advance(k, request, walk)
 
 
@@ -448,9 +452,14 @@ def drain_instance(k: Kernel, instance: Instance) -> Model:
     """
     for request in list(io_state(k).requests.values()):
         for walk in list(request.walks):
-            for entry in [e for e in walk.posts if e.instance is instance]:
-                walk.posts.remove(entry)
-                yield from _drain(k, request, entry)
+            yield from _drain_from(k, request, walk, instance)
+
+
+def _drain_from(k: Kernel, request: Request, walk: Walk, instance: Instance) -> Model:
+    for entry in [e for e in walk.posts if e.instance is instance]:
+        if entry in walk.posts:
+            walk.posts.remove(entry)
+            yield from _drain(k, request, entry)
 
 
 def _drain(k: Kernel, request: Request, entry: PostEntry) -> Model:
