@@ -229,5 +229,5 @@ def test_the_wire_structures_lie_where_their_comments_say(tmp_path: Path, cache:
         cache,
     )
 
-    assert len(wanted) == 3 + 10 + 6 + 15
+    assert len(wanted) == 4 + 10 + 6 + 15 + 9
     assert seen == [value for _, value in wanted]
