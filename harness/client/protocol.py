@@ -22,6 +22,9 @@ MESSAGE_BYTES_MINIMUM: Final = 0x400
 MESSAGE_BYTES_DEFAULT: Final = 0x10000
 MESSAGE_BYTES_MAXIMUM: Final = 0x40000
 PATH_BYTES_MAXIMUM: Final = 0xFFFE
+STATISTICS_INTERVAL_MINIMUM: Final = 100
+STATISTICS_INTERVAL_MAXIMUM: Final = 86_400_000
+"""Milliseconds."""
 
 CONNECT_LAYOUT: Final = struct.Struct("<IHHHHIIIII")
 """Magic, Size, MinimumVersion, MaximumVersion, PathPrefixLength, EventMask, Flags, QueueBytes, MessageBytes,
@@ -33,6 +36,9 @@ MESSAGE_LAYOUT: Final = struct.Struct("<IHHQQQ")
 RECORD_LAYOUT: Final = struct.Struct("<IHHQqIIiIQ16sHHHH")
 """Size, Kind, Flags, Sequence, Time, ProcessId, ThreadId, Status, Detail, Value, FileId, PathLength,
 SecondPathLength, VolumeLength, Reserved."""
+
+STATISTICS_LAYOUT: Final = struct.Struct("<QQQQQIIII")
+"""Queued, Sent, Dropped, Messages, Bytes, PendingRecords, QueueBytes, UsedBytes, HighWaterBytes."""
 
 
 class Kind(IntEnum):
@@ -59,7 +65,25 @@ class Kind(IntEnum):
 
 MASK_FILES: Final = 0x000003FE
 MASK_LIFECYCLE: Final = 0x00030000
+MASK_STATISTICS: Final = 0x00040000
 MASK_ALL: Final = 0x000703FE
+
+
+class SizeKind(IntEnum):
+    """DOWNLINK_SIZE_*: which size was set (`detail` of FILE_SIZE_SET)."""
+
+    END_OF_FILE = 1
+    ALLOCATION = 2
+
+
+class SetFlag(IntFlag):
+    """DOWNLINK_SET_*: what was set (`detail` of FILE_ATTRIBUTES_SET)."""
+
+    CREATION_TIME = 1
+    LAST_ACCESS_TIME = 2
+    LAST_WRITE_TIME = 4
+    CHANGE_TIME = 8
+    ATTRIBUTES = 16
 
 
 class Reason(IntEnum):
@@ -129,6 +153,24 @@ class Connect:
 
 
 @dataclass(frozen=True, slots=True)
+class Statistics:
+    """DOWNLINK_STATISTICS: counters since the connection was made; sizes in bytes.
+
+    `sent + dropped + pending_records` is always one less than the record's sequence number.
+    """
+
+    queued: int
+    sent: int
+    dropped: int
+    messages: int
+    message_bytes: int
+    pending_records: int
+    queue_bytes: int
+    used_bytes: int
+    high_water_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class Record:
     """DOWNLINK_RECORD. `kind` is the bare number when this library does not know it."""
 
@@ -150,6 +192,8 @@ class Record:
     """The part at the start of `path` that names the volume's device."""
     size: int
     """Bytes of the record on the wire."""
+    statistics: Statistics | None = None
+    """The counters of a STATISTICS record, None in every other."""
 
     @property
     def moment(self) -> datetime:
@@ -233,6 +277,10 @@ def parse_record(data: bytes, offset: int = 0) -> Record:
         reserved,
     ) = RECORD_LAYOUT.unpack_from(data, offset)
     paths_end = RECORD_LAYOUT.size + path_length + second_length
+    if kind == Kind.STATISTICS:
+        if path_length or second_length:
+            raise ProtocolError(f"the statistics record at offset {offset} has a path")
+        paths_end += STATISTICS_LAYOUT.size
     if size % 8 or size > len(data) - offset or not paths_end <= size < paths_end + 8:
         raise ProtocolError(
             f"the record at offset {offset} states {size} bytes for paths that end at {paths_end}"
@@ -242,6 +290,7 @@ def parse_record(data: bytes, offset: int = 0) -> Record:
     if reserved or any(data[offset + paths_end : offset + size]):
         raise ProtocolError(f"the record at offset {offset} has padding that is not zero")
     start = offset + RECORD_LAYOUT.size
+    counters = STATISTICS_LAYOUT.unpack_from(data, start) if kind == Kind.STATISTICS else None
     path = data[start : start + path_length]
     second = data[start + path_length : start + path_length + second_length]
     return Record(
@@ -259,6 +308,7 @@ def parse_record(data: bytes, offset: int = 0) -> Record:
         second_path=_text(second),
         volume=_text(path[:volume_length]),
         size=size,
+        statistics=None if counters is None else Statistics(*counters),
     )
 
 

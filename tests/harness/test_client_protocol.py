@@ -17,12 +17,16 @@ from harness.client.protocol import (
     CONNECT_LAYOUT,
     MESSAGE_LAYOUT,
     RECORD_LAYOUT,
+    STATISTICS_LAYOUT,
     Connect,
     ConnectFlag,
     Kind,
     ProtocolError,
     Reason,
     RecordFlag,
+    SetFlag,
+    SizeKind,
+    Statistics,
     parse,
     parse_padded,
 )
@@ -34,7 +38,12 @@ CONSTANTS = {
     "DOWNLINK_CONNECT_MAGIC": protocol.CONNECT_MAGIC,
     "DOWNLINK_MASK_FILES": protocol.MASK_FILES,
     "DOWNLINK_MASK_LIFECYCLE": protocol.MASK_LIFECYCLE,
+    "DOWNLINK_MASK_STATISTICS": protocol.MASK_STATISTICS,
     "DOWNLINK_MASK_ALL": protocol.MASK_ALL,
+    **{f"DOWNLINK_SIZE_{kind.name}": kind for kind in SizeKind},
+    **{f"DOWNLINK_SET_{flag.name}": flag for flag in SetFlag},
+    "DOWNLINK_STATISTICS_INTERVAL_MINIMUM": protocol.STATISTICS_INTERVAL_MINIMUM,
+    "DOWNLINK_STATISTICS_INTERVAL_MAXIMUM": protocol.STATISTICS_INTERVAL_MAXIMUM,
     "DOWNLINK_CONNECT_FAILED_OPERATIONS": ConnectFlag.FAILED_OPERATIONS,
     "DOWNLINK_CONNECT_INCLUDE_OWN_PROCESS": ConnectFlag.INCLUDE_OWN_PROCESS,
     "DOWNLINK_CONNECT_DROP_OLDEST": ConnectFlag.DROP_OLDEST,
@@ -59,6 +68,7 @@ STRUCTURES = {
     "DOWNLINK_CONNECT": CONNECT_LAYOUT,
     "DOWNLINK_MESSAGE": MESSAGE_LAYOUT,
     "DOWNLINK_RECORD": RECORD_LAYOUT,
+    "DOWNLINK_STATISTICS": STATISTICS_LAYOUT,
 }
 NOT_NUMBERS = {"DOWNLINK_PROTOCOL_H", "DOWNLINK_PORT_NAME", "DOWNLINK_MASK"}
 
@@ -211,6 +221,20 @@ def test_a_time_is_that_of_windows_epoch() -> None:
     assert parse(message(unix)).records[0].moment.isoformat() == "1970-01-01T00:00:00+00:00"
 
 
+def statistics(path: bytes = b"", counters: int = 56) -> bytes:
+    head = RECORD_LAYOUT.pack(
+        72 + counters + len(path), 18, 0, 9, 0, 0, 0, 0, 0, 0, bytes(16), len(path), 0, 0, 0
+    )
+    return head + STATISTICS_LAYOUT.pack(*range(1, 10))[:counters] + path
+
+
+def test_a_statistics_record_carries_its_counters_instead_of_paths() -> None:
+    (read,) = parse(message(statistics())).records
+    assert (read.kind, read.path) == (Kind.STATISTICS, "")
+    assert read.statistics == Statistics(*range(1, 10))
+    assert parse(message(record())).records[0].statistics is None
+
+
 def test_a_kind_that_is_not_known_is_kept_as_its_number() -> None:
     assert parse(message(record(kind=99))).records[0].kind == 99
 
@@ -244,6 +268,8 @@ def test_a_padded_buffer_is_read_up_to_the_message_s_own_size() -> None:
         pytest.param(message(record(path=b"ab"))[:-1] + b"x", id="padding that is not zero"),
         pytest.param(struct.pack("<IHHQQQ", 32, 2, 0, 0, 0, 0), id="another version"),
         pytest.param(message(b"\0" * 72), id="record of size zero"),
+        pytest.param(message(statistics(counters=48)), id="statistics cut"),
+        pytest.param(message(statistics(path=b"12345678")), id="statistics with a path"),
     ],
 )
 def test_what_contradicts_itself_is_refused(data: bytes) -> None:
