@@ -19,6 +19,8 @@ from harness.client.protocol import (
     PORT_NAME,
     QUEUE_BYTES_MAXIMUM,
     QUEUE_BYTES_MINIMUM,
+    STATISTICS_INTERVAL_MAXIMUM,
+    STATISTICS_INTERVAL_MINIMUM,
     Connect,
     Kind,
 )
@@ -144,6 +146,8 @@ def test_a_denied_user_never_reaches_the_connect_callback(observer, fence):
         pytest.param(patched(0x14, "<I", QUEUE_BYTES_MINIMUM - 1), id="queue too small"),
         pytest.param(patched(0x14, "<I", QUEUE_BYTES_MAXIMUM + 1), id="queue too large"),
         pytest.param(patched(0x14, "<I", 0xFFFFFFFF), id="queue far too large"),
+        pytest.param(patched(0x1C, "<I", STATISTICS_INTERVAL_MINIMUM - 1), id="statistics too often"),
+        pytest.param(patched(0x1C, "<I", STATISTICS_INTERVAL_MAXIMUM + 1), id="statistics too seldom"),
         pytest.param(patched(0x18, "<I", MESSAGE_BYTES_MINIMUM - 1), id="message too small"),
         pytest.param(patched(0x18, "<I", MESSAGE_BYTES_MAXIMUM + 1), id="message too large"),
     ],

@@ -9,12 +9,14 @@ import time
 import pytest
 
 from harness.client import binding as bindings
+from harness.client import fileinformation as info
 from harness.client import files, ntstatus
 from harness.client.errors import FileError
 from harness.client.listener import matching
-from harness.client.protocol import MASK_FILES, ConnectFlag, Kind, RecordFlag
+from harness.client.protocol import MASK_FILES, ConnectFlag, Kind, RecordFlag, SetFlag, SizeKind
 
 FILETIME_OF_UNIX_EPOCH = 116444736000000000
+ATTRIBUTE_ACCESS = files.WRITE_ATTRIBUTES | files.READ_ATTRIBUTES
 
 
 def of(kind, records):
@@ -357,6 +359,65 @@ def test_a_record_has_the_time_of_its_operation(listen, scratch):
 
 
 @pytest.mark.fact("N3")
+@pytest.mark.parametrize("size", [0, 4, 5000])
+def test_a_set_size_is_reported_with_the_new_size(listen, scratch, size):
+    files.create(scratch / "a", b"some text")
+    listener = listen()
+    with files.open_file(scratch / "a", access=files.GENERIC_WRITE) as file:
+        file.set_end_of_file(size)
+    record = listener.wait_for("the new size", matching(Kind.FILE_SIZE_SET, scratch.device("a")))
+    assert (record.value, record.detail) == (size, SizeKind.END_OF_FILE)
+
+
+@pytest.mark.fact("N3")
+def test_set_attributes_are_reported_with_what_they_are_now(listen, scratch):
+    files.create(scratch / "a")
+    listener = listen()
+    with files.open_file(scratch / "a", access=ATTRIBUTE_ACCESS) as file:
+        file.set_basic(info.BasicInformation(attributes=files.ATTRIBUTE_HIDDEN))
+    record = listener.wait_for("the attributes", matching(Kind.FILE_ATTRIBUTES_SET, scratch.device("a")))
+    assert (record.value, record.detail) == (files.ATTRIBUTE_HIDDEN, SetFlag.ATTRIBUTES)
+
+
+@pytest.mark.fact("N3")
+def test_a_set_time_is_reported_as_that(listen, scratch):
+    files.create(scratch / "a")
+    listener = listen()
+    with files.open_file(scratch / "a", access=ATTRIBUTE_ACCESS) as file:
+        file.set_basic(info.BasicInformation(creation_time=FILETIME_OF_UNIX_EPOCH))
+    record = listener.wait_for("the time", matching(Kind.FILE_ATTRIBUTES_SET, scratch.device("a")))
+    assert (record.value, record.detail) == (0, SetFlag.CREATION_TIME)
+
+
+@pytest.mark.fact("N3")
+def test_a_hard_link_is_reported_with_both_names(listen, scratch):
+    files.create(scratch / "a")
+    listener = listen()
+    with files.open_file(scratch / "a", access=files.GENERIC_WRITE) as file:
+        file.link(scratch / "b")
+    record = listener.wait_for("the link", matching(Kind.FILE_LINKED, scratch.device("a")))
+    assert record.second_path.casefold() == scratch.device("b").casefold()
+
+
+@pytest.mark.fact("N3")
+def test_set_security_is_reported_with_what_was_set(listen, scratch):
+    files.create(scratch / "a")
+    listener = listen()
+    with files.open_file(scratch / "a", access=files.WRITE_DAC | files.READ_CONTROL) as file:
+        file.set_security()
+    record = listener.wait_for("the descriptor", matching(Kind.FILE_SECURITY_SET, scratch.device("a")))
+    assert record.value == files.DACL_SECURITY_INFORMATION
+
+
+@pytest.mark.fact("N3")
+def test_a_handle_that_changed_nothing_is_not_reported_when_it_is_closed(listen, scratch, until_marked):
+    files.create(scratch / "a", b"text")
+    listener = listen()
+    files.read(scratch / "a")
+    assert of(Kind.FILE_CLOSED, until_marked(listener)) == []
+
+
+@pytest.mark.fact("N3")
 def test_a_handle_that_wrote_is_reported_when_it_is_closed(listen, scratch):
     listener = listen()
     with files.open_file(scratch / "a", access=files.GENERIC_WRITE, disposition=files.CREATE) as file:
@@ -364,6 +425,7 @@ def test_a_handle_that_wrote_is_reported_when_it_is_closed(listen, scratch):
         file.write(bytes(11))
     record = listener.wait_for("the close", matching(Kind.FILE_CLOSED, scratch.device("a")))
     assert record.value == 111
+    assert record.detail & Kind.FILE_WRITTEN.bit
 
 
 @pytest.mark.fact("N3")

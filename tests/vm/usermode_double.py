@@ -196,7 +196,7 @@ class KernelDouble:
     def _accept(self, process: Process, context: bytes) -> Connection:
         if len(context) < 32:
             raise Failure(INVALID_PARAMETER)
-        magic, size, low, high, prefix, mask, flags, queue, message, _ = struct.unpack_from(
+        magic, size, low, high, prefix, mask, flags, queue, message, interval = struct.unpack_from(
             "<IHHHHIIIII", context
         )
         if magic != 0x4B4E4C44 or size != len(context) or prefix % 2 or size != 32 + prefix:
@@ -210,6 +210,8 @@ class KernelDouble:
             or not 0x1000 <= queue <= 0x400000
             or not 0x400 <= message <= 0x40000
         ):
+            raise Failure(INVALID_PARAMETER)
+        if interval and not 100 <= interval <= 86_400_000:
             raise Failure(INVALID_PARAMETER)
         key = next(key for key, known in self._processes.items() if known is process)
         text = context[32:].decode("utf-16-le", "surrogatepass")
@@ -412,7 +414,8 @@ class KernelDouble:
             if information_class == 10:
                 self._rename(node, target)
             else:
-                self._nodes[target.upper()] = node
+                # The same bytes under a second name; that is all that the suites ask of a link here.
+                self._nodes[target.upper()] = Node(target, node.directory, node.identity, node.data)
             self._emit(RENAMED if information_class == 10 else LINKED, *who, before, second=target, node=node)
         elif information_class in (13, 64):
             if node.directory and any(n.startswith(node.name.upper() + "\\") for n in self._nodes):
@@ -422,11 +425,14 @@ class KernelDouble:
             (size,) = struct.unpack("<q", data)
             del node.data[size:]
             node.data.extend(bytes(size - len(node.data)))
-            self._emit(SIZE_SET, *who, node.name, value=size, node=node)
+            self._emit(SIZE_SET, *who, node.name, value=size, detail=1, node=node)
         elif information_class == 4:
-            (attributes,) = struct.unpack_from("<I", data, 32)
+            *times, attributes = struct.unpack_from("<qqqqI", data)
+            what = sum(
+                bit for bit, value in zip((1, 2, 4, 8, 16), (*times, attributes), strict=True) if value
+            )
             node.attributes = attributes or node.attributes
-            self._emit(ATTRIBUTES, *who, node.name, value=attributes, node=node)
+            self._emit(ATTRIBUTES, *who, node.name, value=attributes, detail=what, node=node)
         else:
             raise Failure(0xC0000003)
         return {}
@@ -597,7 +603,7 @@ class KernelDouble:
                 node.delete = node.delete or opened.delete_on_close
                 who = (process.process_id, 0, node.name)
                 if opened.written:
-                    self._emit(CLOSED, *who, value=opened.written, node=node)
+                    self._emit(CLOSED, *who, value=opened.written, detail=1 << WRITTEN, node=node)
                 if node.delete and not node.opens:
                     for name in [n for n, known in self._nodes.items() if known is node]:
                         del self._nodes[name]
