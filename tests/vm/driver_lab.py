@@ -140,10 +140,16 @@ class Listener:
 
     def message(self, *, seconds: float = 0) -> Batch | None:
         """The next message; None if there is none once all is done that can be done now, or so much later."""
-        if self._operation is None:
-            self._operation = self.client.must(
-                "get_message", handle=self.handle, size=HEADER_BYTES + self._message_bytes
-            )["operation"]
+        data = self.message_bytes(seconds=seconds)
+        if data is None:
+            return None
+        batch = protocol.parse(data)
+        self.batches.append(batch)
+        return batch
+
+    def message_bytes(self, *, seconds: float = 0) -> bytes | None:
+        """As `message`, but as it came, without the Filter Manager's header."""
+        self.post()
         self.station.machine.settle()
         status, values = self.client.call(
             "wait_operation", operation=self._operation, timeout=round(seconds * 1000)
@@ -152,9 +158,14 @@ class Listener:
             return None
         self._operation = None
         assert status == 0, f"the listener got status {status:#x}"
-        batch = protocol.parse(values["data"][HEADER_BYTES:])
-        self.batches.append(batch)
-        return batch
+        return bytes(values["data"][HEADER_BYTES:])
+
+    def post(self) -> None:
+        """Ask for a message without waiting for it."""
+        if self._operation is None:
+            self._operation = self.client.must(
+                "get_message", handle=self.handle, size=HEADER_BYTES + self._message_bytes
+            )["operation"]
 
     def records(self) -> list[Record]:
         """Everything that lies in the queue, message after message."""

@@ -134,6 +134,8 @@ class Volume:
     """Volume contexts by filter address."""
     sector_size: int = 512
     device_object: int = 0
+    characteristics: int = 0x20
+    """Of the disk's device: FILE_DEVICE_IS_MOUNTED; FILE_REMOVABLE_MEDIA (1) for a stick."""
 
     @property
     def address(self) -> int:

@@ -83,7 +83,9 @@ def FltGetVolumeProperties(
     if VolumePropertiesLength < _PROPERTIES_SIZE or not VolumeProperties:
         return STATUS_BUFFER_TOO_SMALL
     fits = VolumePropertiesLength >= total
-    data = struct.pack("<IIIIHH4x", FILE_DEVICE_DISK_FILE_SYSTEM, 0x20, 0x10, 0, volume.sector_size, 0)
+    data = struct.pack(
+        "<IIIIHH4x", FILE_DEVICE_DISK_FILE_SYSTEM, volume.characteristics, 0x10, 0, volume.sector_size, 0
+    )
     cursor = VolumeProperties + _PROPERTIES_SIZE
     for raw in names:
         data += struct.pack("<HH4xQ", len(raw), len(raw), cursor) if fits else bytes(16)
