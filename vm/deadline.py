@@ -50,4 +50,6 @@ class Deadline:
         """
         if self.passed:
             seen = f"; last seen: {last_seen}" if last_seen else ""
-            raise DeadlineExceededError(f"the deadline passed while waiting for {what}{seen}", machine=machine)
+            raise DeadlineExceededError(
+                f"the deadline passed while waiting for {what}{seen}", machine=machine
+            )

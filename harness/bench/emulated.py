@@ -57,7 +57,7 @@ def fresh_machine(root: Path) -> list[Measurement]:
     from harness.config import load
     from vm.emulated.library import LibraryMachine
 
-    image = prepare(load(root), None, None, None)().path("image").read_bytes()
+    image = prepare(load(root), None, None, None)().image.read_bytes()
 
     def machine() -> None:
         with LibraryMachine() as fresh:

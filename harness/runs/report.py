@@ -65,7 +65,11 @@ def _machine(results: Results) -> str:
         rows.append(_condition(text, crash["rule"] or "", crash))
     for violation in results.violations:
         rows.append(
-            _condition(f"{violation['rule']} by {violation['driver']}", violation["message"], violation)
+            _condition(
+                f"{violation['rule']} by {violation['driver']}, {violation.get('count', 1)} times",
+                violation["message"],
+                violation,
+            )
         )
     rows += [f"<p class=error>{_text(problem)}</p>" for problem in results.problems]
     return "<h2>Machine</h2>" + ("".join(rows) or "<p class=passed>It came through clean.</p>")

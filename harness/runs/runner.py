@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -104,8 +105,14 @@ def record_condition(machine: Machine, record: RunRecord) -> None:
     condition = machine.condition()
     for crash in condition.crashes:
         record.write("crash", **asdict(crash))
+    counts = Counter(
+        (violation.rule, violation.driver, violation.stack) for violation in condition.violations
+    )
     for violation in condition.violations:
-        record.write("violation", **asdict(violation))
+        # The same rule broken at the same place is told once, with how often it happened.
+        count = counts.pop((violation.rule, violation.driver, violation.stack), 0)
+        if count:
+            record.write("violation", **asdict(violation), count=count)
 
 
 def _run_pytest(

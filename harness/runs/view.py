@@ -74,7 +74,8 @@ class RunView:
             self._crash(crash, results.in_flight)
         for violation in results.violations:
             console.line()
-            console.line(f"{self._bad('rule broken')}: {violation['rule']} by '{violation['driver']}'")
+            times = f", {violation['count']} times, first:" if violation.get("count", 1) > 1 else ""
+            console.line(f"{self._bad('rule broken')}: {violation['rule']} by '{violation['driver']}'{times}")
             console.line(f"  {violation['message']}")
             self._stack(violation["stack"])
         for problem in results.problems:

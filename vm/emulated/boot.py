@@ -6,8 +6,8 @@ from functools import cache
 
 from vm.emulated.exports import ntoskrnl_exports
 from vm.emulated.exports.declare import Export, collect
-from vm.emulated.fltmgr.modules import FLTMGR_MODULES
 from vm.emulated.fltmgr.manager import FilterManager
+from vm.emulated.fltmgr.modules import FLTMGR_MODULES
 from vm.emulated.fltmgr.ports import PortPolicy
 from vm.emulated.fltmgr.volumes import mount_default_volumes
 from vm.emulated.kernel.clock import Clock

@@ -65,15 +65,36 @@ class ControlServer:
             connection.send_bytes(json.dumps(result).encode())
 
 
-def ask(port: int, key: bytes, verb: str) -> Any:
+def ask(port: int, key: bytes, verb: str, *, seconds: float = 10.0) -> Any:
     """Ask a machine's process.
 
+    Args:
+        seconds: how long it may take to answer; a process that is stopped takes the connection and says nothing.
+
     Raises:
-        MachineError: nobody answers there, or with another key.
+        MachineError: nobody answers there, or with another key, or not in time.
     """
-    try:
-        with Client(("127.0.0.1", port), authkey=key) as connection:
-            connection.send_bytes(verb.encode())
-            return json.loads(connection.recv_bytes())
-    except (OSError, EOFError, AuthenticationError) as error:
-        raise MachineError("the process of the emulated machine does not answer", causes=[error]) from error
+    outcome: list[Any] = []
+
+    def exchange() -> None:
+        try:
+            with Client(("127.0.0.1", port), authkey=key) as connection:
+                connection.send_bytes(verb.encode())
+                outcome.append(json.loads(connection.recv_bytes()))
+        except (OSError, EOFError, ValueError, AuthenticationError) as error:
+            outcome.append(
+                MachineError("the process of the emulated machine does not answer", causes=[error])
+            )
+
+    # The handshake of the connection takes no deadline, so it runs in a thread that can be left behind.
+    thread = threading.Thread(target=exchange, name="control client", daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if not outcome:
+        raise MachineError(
+            f"the process of the emulated machine has not answered within {seconds:g} s",
+            hint="end it with './inv vm.stop', which kills a process that does not react",
+        )
+    if isinstance(outcome[0], MachineError):
+        raise outcome[0]
+    return outcome[0]

@@ -36,7 +36,7 @@ class ImageFiles:
     def __init__(self, drive: Drive, registry: Registry, rules: Mapping[str, Mapping[str, str]]) -> None:
         self._drive = drive
         self._registry = registry
-        self._rules = rules
+        self._rules = {service.lower(): dict(promised) for service, promised in rules.items()}
 
     def open(self, image_path: str) -> ImageFile:
         """The file of a service's ImagePath.

@@ -17,6 +17,7 @@ from typing import Any
 
 from vm.emulated.control import ControlServer
 from vm.emulated.guest.face import GuestFace
+from vm.emulated.guest.processes import ProcessInformation
 from vm.emulated.guest.settings import GuestSettings
 from vm.emulated.image_files import ImageFiles
 from vm.emulated.registry import Registry
@@ -72,6 +73,7 @@ class MachineProcess:
             self._registry,
             guest,
             client_environment=lambda: {"DOWNLINK_EMULATED": self.users.environment},
+            clients=self._client_processes,
             on_new_boot=self._new_boot,
             on_restart_requested=lambda: self._events.put("restart"),
             on_shutdown_requested=lambda: self._events.put("stop"),
@@ -218,6 +220,10 @@ class MachineProcess:
             "crashes": [_plain(c) for c in self._crashes],
             "violations": [asdict(v) for v in (*self._past_violations, *current)],
         }
+
+    def _client_processes(self) -> list[ProcessInformation]:
+        system = self._system
+        return [ProcessInformation(*client) for client in system.client_processes()] if system else []
 
     def _request_stop(self) -> dict[str, Any]:
         self.request_stop()

@@ -76,18 +76,7 @@ def kernel_services() -> dict[str, Service]:
         "duplicate": duplicate,
         "impersonate": impersonate,
     }
-    for name in (
-        "create_file",
-        "read_file",
-        "write_file",
-        "set_information",
-        "query_information",
-        "query_directory",
-        "flush",
-        "set_security",
-    ):
-        table[name] = getattr(services_files, name)
-    return table
+    return {**services_files.SERVICES, **table}
 
 
 def may_load_drivers(k: Kernel, thread: KThread) -> bool:

@@ -19,6 +19,7 @@ from vm.emulated.computer import (
     ServiceResult,
     VolumeInformation,
 )
+from vm.emulated.exports.threads import notify_process
 from vm.emulated.fltmgr import instances, loading
 from vm.emulated.fltmgr.filter_exports import find_volume
 from vm.emulated.fltmgr.loading import ImageFile
@@ -26,7 +27,7 @@ from vm.emulated.fltmgr.manager import manager_of
 from vm.emulated.fltmgr.ports import PortPolicy
 from vm.emulated.kernel.clock import Clock
 from vm.emulated.kernel.kernel import Kernel
-from vm.emulated.kernel.processes import KProcess
+from vm.emulated.kernel.processes import SYSTEM_PROCESS_ID, KProcess
 from vm.emulated.kernel.security import ADMINISTRATOR_TOKEN
 from vm.emulated.kernel.status import (
     STATUS_ACCESS_DENIED,
@@ -94,7 +95,7 @@ class System:
     # Computer
 
     def load_filter(self, name: str) -> NTSTATUS:
-        return self._system(
+        return self._status(
             lambda: loading.load_filter(self.kernel, name, self._open_image), f"load of '{name}'"
         )
 
@@ -146,13 +147,21 @@ class System:
     # UserServices
 
     def begin_process(self, process_id: int, image: str) -> int:
-        def begin() -> int:
-            key = next(self._keys)
+        key = next(self._keys)
+
+        def begin(done: Callable[[Any, BaseException | None], None]) -> None:
             process = self.kernel.create_process(process_id, image, ADMINISTRATOR_TOKEN)
             self._clients[key] = _Client(process)
-            return key
+            thread = self.kernel.create_thread(process, "process start")
+            told = notify_process(self.kernel, process, SYSTEM_PROCESS_ID, created=True)
+            self.kernel.scheduler.push_model(thread, told, "process start", on_done=done)
 
-        return self._processor.perform(begin)
+        self._processor.run(begin)
+        return key
+
+    def client_processes(self) -> list[tuple[int, str]]:
+        """(process id, image) of the client processes that are connected."""
+        return [(client.process.id, client.process.image) for client in list(self._clients.values())]
 
     def call(self, key: int, thread_id: int, service: str, arguments: Mapping[str, Any]) -> ServiceResult:
         function = self._services[service]
@@ -250,6 +259,7 @@ class System:
         for number, request in list(manager.operations.items()):
             if request.process is client.process:
                 del manager.operations[number]
+        yield from notify_process(self.kernel, client.process, SYSTEM_PROCESS_ID, created=False)
         self.kernel.end_process(client.process)
         self._clients.pop(key, None)
 

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 
 from vm.emulated.cpu.memory import MemoryFaultError
 from vm.emulated.fltmgr.model import CLIENT_PORT_TYPE, Filter
+from vm.emulated.kernel import bugcheck as bc
+from vm.emulated.kernel.bugcheck import Bugcheck
 from vm.emulated.kernel.objects import KObject
 from vm.emulated.kernel.security import SecurityDescriptor
 from vm.emulated.kernel.status import (
@@ -316,10 +318,13 @@ class Ports:
             return
         driver = self.kernel.caller_driver()
         if driver is not None and driver.rules.get("io_path_waits") == "forbid":
-            self.kernel.violate(
-                "io-path-wait",
-                f"{what} inside the I/O callback {thread.io_callbacks[-1]}: the I/O path waits for user mode",
-                driver.name,
+            # At once, not as a violation: every file operation of every client would wait its turn to say the same.
+            raise Bugcheck(
+                bc.DRIVER_VERIFIER_DETECTED_VIOLATION,
+                0x2_0054,
+                thread.address,
+                rule=f"{what} inside the I/O callback {thread.io_callbacks[-1]}: the I/O path waits for user mode, which "
+                f"the driver '{driver.name}' promises never to do (io_path_waits)",
             )
 
     # The end of a connection

@@ -272,7 +272,9 @@ class Scheduler:
             frame.result = None
             return self._run_guest(thread, frame, max(budget, 1))
         if self.engine.in_stub(frame.pc):
-            self._spinning.pop(thread.id, None)  # it has called an export since the last time: it does not hang
+            self._spinning.pop(
+                thread.id, None
+            )  # it has called an export since the last time: it does not hang
         frame.pc = stop.pc
         if stop.kind is StopKind.QUANTUM:
             self.kernel.clock.advance(quantum // 100)
