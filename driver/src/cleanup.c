@@ -13,6 +13,7 @@ typedef struct _DOWNLINK_DELETION {
 static VOID DownlinkPublishTotals(_In_ PFLT_CALLBACK_DATA Data, _In_ PCFLT_RELATED_OBJECTS FltObjects,
                                   _Inout_ PDOWNLINK_HANDLE_CONTEXT Context);
 static PDOWNLINK_DELETION DownlinkBeginDeletion(_In_ PFLT_CALLBACK_DATA Data, _In_ PCFLT_RELATED_OBJECTS FltObjects);
+static BOOLEAN DownlinkHasDeleted(_In_ PCFLT_RELATED_OBJECTS FltObjects, _In_ const DOWNLINK_DELETION *Deletion);
 static ULONG DownlinkCountLinks(_In_ PCFLT_RELATED_OBJECTS FltObjects);
 static BOOLEAN DownlinkIsFileGone(_In_ PCFLT_RELATED_OBJECTS FltObjects, _In_ BOOLEAN IsPosixDelete);
 static BOOLEAN DownlinkIsFirstReport(_In_ PCFLT_RELATED_OBJECTS FltObjects);
@@ -21,6 +22,7 @@ static BOOLEAN DownlinkIsFirstReport(_In_ PCFLT_RELATED_OBJECTS FltObjects);
 #pragma alloc_text(PAGE, DownlinkPostCleanup)
 #pragma alloc_text(PAGE, DownlinkPublishTotals)
 #pragma alloc_text(PAGE, DownlinkBeginDeletion)
+#pragma alloc_text(PAGE, DownlinkHasDeleted)
 #pragma alloc_text(PAGE, DownlinkCountLinks)
 #pragma alloc_text(PAGE, DownlinkIsFileGone)
 #pragma alloc_text(PAGE, DownlinkIsFirstReport)
@@ -52,9 +54,7 @@ _Use_decl_annotations_ FLT_PREOP_CALLBACK_STATUS FLTAPI DownlinkPreCleanup(PFLT_
         if (streamContext != NULL) {
             FltReleaseContext(streamContext);
             *CompletionContext = DownlinkBeginDeletion(Data, FltObjects);
-            if (*CompletionContext != NULL) {
-                callbackStatus = FLT_PREOP_SYNCHRONIZE;
-            }
+            callbackStatus = FLT_PREOP_SYNCHRONIZE;
         }
     }
 
@@ -62,34 +62,27 @@ Exit:
     return callbackStatus;
 }
 
-/*
- * The file is told as deleted once, in the cleanup that removed it; a file with several names, once for each name,
- * in the cleanup that made their number smaller.
- */
 _Use_decl_annotations_ FLT_POSTOP_CALLBACK_STATUS FLTAPI DownlinkPostCleanup(PFLT_CALLBACK_DATA Data,
                                                                              PCFLT_RELATED_OBJECTS FltObjects,
                                                                              PVOID CompletionContext,
                                                                              FLT_POST_OPERATION_FLAGS Flags)
 {
+    static const DOWNLINK_DELETION unknown = {0};
     PDOWNLINK_DELETION deletion = CompletionContext;
+    const DOWNLINK_DELETION *known = (deletion != NULL) ? deletion : &unknown;
     DOWNLINK_EVENT event;
-    BOOLEAN isDeleted;
 
     PAGED_CODE();
 
-    if (!FlagOn(Flags, FLTFL_POST_OPERATION_DRAINING) && NT_SUCCESS(Data->IoStatus.Status)) {
-        if (DownlinkIsFileGone(FltObjects, deletion->IsPosixDelete)) {
-            isDeleted = DownlinkIsFirstReport(FltObjects);
-        } else {
-            isDeleted = (deletion->Links > 1) && (DownlinkCountLinks(FltObjects) < deletion->Links);
-        }
-        if (isDeleted) {
-            DownlinkFillEvent(&event, DownlinkFileDeleted, Data, STATUS_SUCCESS);
-            DownlinkPublishFile(FltObjects, &event, &deletion->Identity);
-        }
+    if (!FlagOn(Flags, FLTFL_POST_OPERATION_DRAINING) && NT_SUCCESS(Data->IoStatus.Status) && DownlinkMayQueryFile() &&
+        DownlinkHasDeleted(FltObjects, known)) {
+        DownlinkFillEvent(&event, DownlinkFileDeleted, Data, STATUS_SUCCESS);
+        DownlinkPublishFile(FltObjects, &event, &known->Identity);
     }
-    DownlinkForget(&deletion->Identity);
-    ExFreePoolWithTag(deletion, DOWNLINK_TAG_OPERATION);
+    if (deletion != NULL) {
+        DownlinkForget(&deletion->Identity);
+        ExFreePoolWithTag(deletion, DOWNLINK_TAG_OPERATION);
+    }
     return FLT_POSTOP_FINISHED_PROCESSING;
 }
 
@@ -117,7 +110,7 @@ static VOID DownlinkPublishTotals(PFLT_CALLBACK_DATA Data, PCFLT_RELATED_OBJECTS
     }
 }
 
-/* NULL if there is no memory, or if the file must not be asked now. */
+/* NULL if there is no memory, or if the file must not be asked now: then a deletion is told without its name. */
 static PDOWNLINK_DELETION DownlinkBeginDeletion(PFLT_CALLBACK_DATA Data, PCFLT_RELATED_OBJECTS FltObjects)
 {
     PDOWNLINK_DELETION deletion = NULL;
@@ -138,6 +131,20 @@ static PDOWNLINK_DELETION DownlinkBeginDeletion(PFLT_CALLBACK_DATA Data, PCFLT_R
         }
     }
     return deletion;
+}
+
+/*
+ * The file is told as deleted once, in the cleanup that removed it; a file with several names, once for each name,
+ * in the cleanup that made their number smaller.
+ */
+static BOOLEAN DownlinkHasDeleted(PCFLT_RELATED_OBJECTS FltObjects, const DOWNLINK_DELETION *Deletion)
+{
+    PAGED_CODE();
+
+    if (DownlinkIsFileGone(FltObjects, Deletion->IsPosixDelete)) {
+        return DownlinkIsFirstReport(FltObjects);
+    }
+    return (Deletion->Links > 1) && (DownlinkCountLinks(FltObjects) < Deletion->Links);
 }
 
 /* How many names the file has, those about to be deleted included; 0 where the file system does not tell. */

@@ -21,6 +21,7 @@ from vm.emulated.fltmgr.ports import PortPolicy
 from vm.emulated.image.pdb import Symbols, read_symbols
 from vm.emulated.kernel.loader import prepare
 from vm.emulated.kernel.scheduler import Preemption
+from vm.emulated.kernel.threads import Model
 from vm.emulated.library import Client, LibraryMachine
 from vm.emulated.registry import RegistryValue
 
@@ -279,3 +280,43 @@ def loaded(station: Station) -> Iterable[str]:
 
 
 INCLUDE_OWN = ConnectFlag.INCLUDE_OWN_PROCESS
+
+
+class Fault:
+    """Makes an export fail: its chosen calls return a status and do nothing."""
+
+    def __init__(
+        self, station: Station, name: str, status: int, *, calls: Iterable[int] | None = None
+    ) -> None:
+        """`calls`: which calls from now on fail, from 1; all of them if it is not given."""
+        self.count = 0
+        self.failed = 0
+        self._status = status
+        self._calls = None if calls is None else frozenset(calls)
+        kernel = station.kernel
+        # The stub of an import that no driver has asked for yet is made by the first to ask.
+        for library in ("ntoskrnl.exe", "fltmgr.sys"):
+            kernel.routine(library, name)
+        self._traps = kernel.scheduler.traps
+        self._index = next(
+            i for i, trap in enumerate(self._traps) if trap[1] is not None and trap[1].name == name
+        )
+        self._trap = self._traps[self._index]
+        handler, declared, is_model, highest, lowest, resume = self._trap
+        self._handler = handler
+        self._traps[self._index] = (self._handle, declared, is_model, highest, lowest, resume)
+
+    def _handle(self, registers: Any) -> Any:
+        self.count += 1
+        if self._calls is not None and self.count not in self._calls:
+            return self._handler(registers)
+        self.failed += 1
+        return self._fail() if self._trap[2] else self._status
+
+    def _fail(self) -> Model:
+        return self._status
+        yield  # as the export itself is a generator
+
+    def mend(self) -> None:
+        """From now on it works again."""
+        self._traps[self._index] = self._trap

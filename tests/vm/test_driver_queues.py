@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import struct
 from dataclasses import dataclass
@@ -106,7 +107,7 @@ def test_statistics_come_at_their_interval_and_only_then(station: Station) -> No
         times.append(station.kernel.clock.system_time)
         (record,) = statistics(data)
         assert record.sequence == len(times)
-    assert [round((b - a) / 10_000) for a, b in zip(times, times[1:], strict=False)] == [500, 500]
+    assert [round((b - a) / 10_000) for a, b in itertools.pairwise(times)] == [500, 500]
 
 
 @pytest.mark.parametrize(("mask", "interval"), [(MASK_ALL, 0), (MASK_FILES | MASK_LIFECYCLE, 500)])
