@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from harness.bench import Benchmark, Measurement, emulated
+from harness.bench import Benchmark, Measurement, emulated, main_job
 
 _SECONDS = 120
 
@@ -36,4 +36,5 @@ BENCHMARKS: tuple[Benchmark, ...] = (
     Benchmark("wrapper", _wrapper),
     Benchmark("traps", emulated.traps),
     Benchmark("fresh machine", emulated.fresh_machine),
+    Benchmark("main job", main_job.main_job),
 )

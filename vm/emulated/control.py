@@ -13,7 +13,7 @@ from multiprocessing import AuthenticationError
 from multiprocessing.connection import Client, Connection, Listener
 from typing import Any
 
-from vm.errors import MachineError
+from vm.errors import DeadlineExceededError, MachineError
 
 Handler = Callable[[], Any]
 
@@ -72,7 +72,8 @@ def ask(port: int, key: bytes, verb: str, *, seconds: float = 10.0) -> Any:
         seconds: how long it may take to answer; a process that is stopped takes the connection and says nothing.
 
     Raises:
-        MachineError: nobody answers there, or with another key, or not in time.
+        MachineError: nobody answers there, or with another key.
+        DeadlineExceededError: somebody is there and does not answer.
     """
     outcome: list[Any] = []
 
@@ -91,7 +92,7 @@ def ask(port: int, key: bytes, verb: str, *, seconds: float = 10.0) -> Any:
     thread.start()
     thread.join(seconds)
     if not outcome:
-        raise MachineError(
+        raise DeadlineExceededError(
             f"the process of the emulated machine has not answered within {seconds:g} s",
             hint="end it with './inv vm.stop', which kills a process that does not react",
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
@@ -21,6 +20,9 @@ from vm.machine import Condition, CrashReport, Credentials, GuestAddress, Machin
 STATE_FILE = "state.json"
 _ROOT = Path(__file__).resolve().parents[2]
 _STOP_POLL_SECONDS = 0.02
+_STOP_SECONDS = 10.0
+_PING_SECONDS = 3.0
+_ANSWER_SECONDS = 10.0
 
 
 class EmulatedMachine:
@@ -60,11 +62,14 @@ class EmulatedMachine:
         state = self._read_state()
         if state is not None:
             process_id = int(state["process_id"])
-            with contextlib.suppress(MachineError):
-                ask(int(state["control_port"]), bytes.fromhex(state["key"]), "stop")
-            if not self._wait_for_end(process_id, deadline.sooner(seconds=15)):
+            try:
+                self._ask(state, "stop", seconds=min(_STOP_SECONDS, deadline.remaining))
+                ended = self._wait_for_end(process_id, deadline.sooner(seconds=_STOP_SECONDS))
+            except (MachineError, DeadlineExceededError):
+                ended = False
+            if not ended:
                 _kill(process_id)
-                self._wait_for_end(process_id, deadline.sooner(seconds=5))
+                self._wait_for_end(process_id, Deadline.after(seconds=_STOP_SECONDS))
             self._state_path.unlink(missing_ok=True)
         if self._process is not None:
             self._reap(deadline)
@@ -96,8 +101,14 @@ class EmulatedMachine:
     def condition(self) -> Condition:
         state = self._read_state()
         if state is None:
+            if self._process is not None and self._process.poll() is not None:
+                raise MachineError(
+                    f"the process of the machine '{self._name}' has ended by itself (exit status {self._process.returncode})",
+                    hint=f"see '{self._directory / 'machine.log'}' and '{self._directory / 'stderr.log'}'",
+                    machine=self._name,
+                )
             return Condition()
-        answer = ask(int(state["control_port"]), bytes.fromhex(state["key"]), "condition")
+        answer = self._ask(state, "condition", seconds=_ANSWER_SECONDS)
         return Condition(
             crashes=tuple(_crash(c) for c in answer["crashes"]),
             violations=tuple(Violation(**{**v, "stack": tuple(v["stack"])}) for v in answer["violations"]),
@@ -121,13 +132,19 @@ class EmulatedMachine:
         """State of the running process; a file that a dead process left behind is removed."""
         try:
             state: dict[str, Any] = json.loads(self._state_path.read_text(encoding="utf-8"))
-            ask(int(state["control_port"]), bytes.fromhex(state["key"]), "ping")
+            self._ask(state, "ping", seconds=_PING_SECONDS)
         except FileNotFoundError:
             return None
+        except DeadlineExceededError:
+            return state  # it is there, if only to be stopped
         except (OSError, ValueError, KeyError, MachineError):
             self._state_path.unlink(missing_ok=True)
             return None
         return state
+
+    @staticmethod
+    def _ask(state: Mapping[str, Any], verb: str, *, seconds: float) -> Any:
+        return ask(int(state["control_port"]), bytes.fromhex(state["key"]), verb, seconds=seconds)
 
     def _launch(self, deadline: Deadline, *, attached: bool) -> None:
         self._directory.mkdir(parents=True, exist_ok=True)
