@@ -13,7 +13,7 @@ from typing import Any
 from harness.client import protocol
 from harness.client.protocol import MASK_FILES, PORT_NAME, Batch, Connect, ConnectFlag, Kind, Record
 from harness.toolchain import zig
-from harness.toolchain.source import DriverSource
+from harness.toolchain.source import Configuration, DriverSource
 from vm.deadline import Deadline
 from vm.emulated.fltmgr import numbers as n
 from vm.emulated.fltmgr.manager import SERVICES
@@ -51,7 +51,7 @@ class Built:
 
 
 @cache
-def built(out: Path, configuration: zig.Configuration = "debug") -> Built:
+def built(out: Path, configuration: Configuration = "debug") -> Built:
     """The driver, compiled at most once per run; the compiler's cache makes it cheap between runs."""
     result = zig.build(
         DriverSource.at(ROOT / "driver"), configuration, out, deadline=Deadline.after(seconds=300)

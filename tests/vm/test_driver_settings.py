@@ -6,12 +6,13 @@ import random
 
 import pytest
 
-from harness.client.protocol import MASK_FILES, PORT_NAME, Connect
+from harness.client.protocol import MASK_FILES, PORT_NAME, Connect, Kind
 from tests.vm.driver_lab import PARAMETERS, SERVICE, Station, Stations, loaded
 from vm.emulated.fltmgr import instances
 from vm.emulated.kernel.security import (
     ACCESS_ALLOWED_ACE_TYPE,
     ACCESS_DENIED_ACE_TYPE,
+    ADMINISTRATOR_TOKEN,
     ADMINISTRATORS,
     AUTHENTICATED_USERS,
     EVERYONE,
@@ -37,7 +38,7 @@ SERVICE_ACCOUNT = "S-1-5-80-1000000001-2-3-4-4294967295"
 def connect(station: Station, context: bytes | None = None, token: Token | None = None) -> int:
     """The status of a connection of a new client; the client stays."""
     raw = Connect(event_mask=MASK_FILES).encode() if context is None else context
-    client = station.machine.client(**({"token": token} if token else {}))
+    client = station.machine.client(token=token or ADMINISTRATOR_TOKEN)
     status, _ = client.call("connect_port", name=PORT_NAME, context=raw, context_size=len(raw))
     return status
 
@@ -89,10 +90,12 @@ def test_a_service_without_parameters_has_the_defaults(stations: Stations) -> No
 
 def test_connections_share_the_memory_budget_and_give_it_back(stations: Stations) -> None:
     station = stations(settings={"MemoryBudgetKilobytes": 1024})
-    big = {"queue_bytes": 700 << 10}
-    first = station.listener(**big)
+    big = 700 << 10
+    first = station.listener(queue_bytes=big)
     before = station.pool_bytes()
-    assert connect(station, Connect(event_mask=MASK_FILES, **big).encode()) == INSUFFICIENT_RESOURCES
+    assert (
+        connect(station, Connect(event_mask=MASK_FILES, queue_bytes=big).encode()) == INSUFFICIENT_RESOURCES
+    )
     assert station.pool_bytes() == before
     second = station.listener(queue_bytes=256 << 10)
     assert (
@@ -100,7 +103,7 @@ def test_connections_share_the_memory_budget_and_give_it_back(stations: Stations
         == INSUFFICIENT_RESOURCES
     )
     first.close()
-    third = station.listener(**big)
+    third = station.listener(queue_bytes=big)
     for listener in (second, third):
         listener.close()
     station.listener(queue_bytes=900 << 10)
@@ -178,7 +181,7 @@ def test_an_instance_can_be_detached_and_attached_again_while_files_are_open(sta
     worker.delete(handle)
     worker.close(handle)
     assert before == 2
-    assert [(r.kind.name, r.value) for r in listener.records()] == [
+    assert [(Kind(r.kind).name, r.value) for r in listener.records()] == [
         ("FILE_WRITTEN", 4),
         ("FILE_CLOSED", 4),
         ("FILE_DELETED", 0),
@@ -195,7 +198,7 @@ def test_a_mark_that_was_set_while_no_instance_was_attached_still_counts(station
     worker.delete(handle)
     kernel.run(instances.attach_by_name(kernel, owner, volume, None, None), "attach")
     worker.close(handle)
-    assert [r.kind.name for r in listener.records()][-1] == "FILE_DELETED"
+    assert [Kind(r.kind).name for r in listener.records()][-1] == "FILE_DELETED"
 
 
 @pytest.mark.parametrize(("level", "least"), [(None, 0), (0, 0), (2, 3), (3, 4), (77, 4)])
@@ -203,8 +206,7 @@ def test_the_debugger_hears_what_the_settings_say_and_nothing_by_default(
     stations: Stations, level: int | None, least: int
 ) -> None:
     station = stations(load=False)
-    lines: list[str] = []
-    station.kernel.debug_print = lines.append  # type: ignore[method-assign]
+    lines = station.kernel.debug_lines
     if level is not None:
         station.set("DebugLevel", level)
     station.load()
@@ -231,8 +233,9 @@ def admitted(text: str | RegistryValue, stations: Stations) -> tuple[Ace, ...] |
         assert station.pool_bytes() == 0
         return None
     port = station.kernel.objects.lookup(PORT_NAME).body
-    assert port.security.dacl is not None
-    return port.security.dacl
+    entries: tuple[Ace, ...] | None = port.security.dacl
+    assert entries is not None
+    return entries
 
 
 def allow(sid: str, mask: int = ALL) -> Ace:
