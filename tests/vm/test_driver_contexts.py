@@ -83,7 +83,7 @@ def random_context(chance: random.Random) -> bytes:
             case 2:
                 data[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
             case 3:
-                del data[chance.randrange(1, len(data)) :]
+                del data[chance.randrange(1, len(data) + 1) :]
             case _:
                 data += chance.randbytes(chance.randrange(1, 9))
     return bytes(data)
