@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from harness.bench import Benchmark, Measurement, emulated, main_job
+from harness.bench import Benchmark, Measurement, driver_costs, emulated, main_job
 
 _SECONDS = 120
 
@@ -36,5 +36,6 @@ BENCHMARKS: tuple[Benchmark, ...] = (
     Benchmark("wrapper", _wrapper),
     Benchmark("traps", emulated.traps),
     Benchmark("fresh machine", emulated.fresh_machine),
+    Benchmark("write event", driver_costs.write_event),
     Benchmark("main job", main_job.main_job),
 )
