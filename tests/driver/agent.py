@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from typing import Any
 
 from harness.client import files
@@ -72,6 +73,25 @@ def create_many(directory: str, names: list[str]) -> None:
         files.create(f"{directory}\\{name}")
 
 
+def churn(directory: str, prefix: str, first: int, count: int) -> float:
+    """Five operations on each of some files: create, write, rename, mark for deletion, close.
+
+    Returns:
+        The longest that one file took, in seconds.
+    """
+    slowest = 0.0
+    for number in range(first, first + count):
+        started = time.monotonic()
+        path = f"{directory}\\{prefix}{number:04}"
+        access = files.GENERIC_WRITE | files.DELETE
+        with files.open_file(path, access=access, disposition=files.CREATE) as file:
+            file.write(bytes(number + 1))
+            file.rename(f"{path}-done")
+            file.set_delete()
+        slowest = max(slowest, time.monotonic() - started)
+    return slowest
+
+
 def hold_open(path: str) -> None:
     """Open a file and keep it open until the process ends."""
     _held.append(files.open_file(path, access=files.GENERIC_WRITE, disposition=files.OPEN_IF))
@@ -92,6 +112,7 @@ if __name__ == "__main__":
             "process_id": process_id,
             "create": create,
             "create_many": create_many,
+            "churn": churn,
             "hold_open": hold_open,
         }
     )
