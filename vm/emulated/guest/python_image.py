@@ -1,4 +1,5 @@
-"""The guest's own Python: a virtual environment at `C:\\Python` that holds pytest and what it needs, nothing else.
+"""The guest's own Python: a virtual environment at `C:\\Python` that holds what suites may import (by
+default pytest, hypothesis and what they need), nothing else.
 
 It is prepared once per host environment in a cache and hard-linked into every fresh machine.
 """

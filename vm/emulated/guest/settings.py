@@ -50,5 +50,5 @@ class GuestSettings:
     tls: TlsIdentity | None = None
     testsigning: bool = True
     """Boot option of a machine that boots for the first time (its registry has no boot configuration yet)."""
-    python_packages: tuple[str, ...] = ("pytest",)
+    python_packages: tuple[str, ...] = ("hypothesis", "pytest")
     """Distributions of the host environment that the guest's Python gets, with what they depend on."""
