@@ -114,6 +114,38 @@ def test(
     return verbs.test(settings, choices, _builder(settings, driver, toolchain, configuration), Console())
 
 
+@task(
+    optional=["statistics"],
+    help={
+        "machine": "machine of harness.toml",
+        "driver": "driver of harness.toml",
+        "kind": "kinds of events, as in 'opened,written'; all that concern files if not given",
+        "path": r"only what happens at or below this path of the guest, as in 'D:\dir'",
+        "json": "print one JSON object per line",
+        "statistics": "show the connection's counters, too, every second or every so many seconds",
+        "failed": "show operations that failed, too",
+    },
+)
+def listen(
+    _: Context,
+    machine: str = "",
+    driver: str = "",
+    kind: str = "",
+    path: str = "",
+    json: bool = False,
+    statistics: str = "",
+    failed: bool = False,
+) -> int:
+    """Show what the driver in a machine reports, one line per event as it happens, until Ctrl-C."""
+    from harness import listen as listening
+    from harness.console import Console
+
+    settings = _configuration()
+    chosen = settings.driver(driver or None)
+    wanted = listening.request(chosen, kinds=kind, path=path, statistics=statistics, failed=failed)
+    return listening.listen(settings, machine or None, chosen, wanted, Console(), as_json=json)
+
+
 @task()
 def check(_: Context) -> int:
     """Run the project's own tests: ruff, its formatter, mypy and pytest on the host."""
@@ -215,5 +247,5 @@ def _builder(
     )
 
 
-ns = Collection(build, deploy, test, check, doctor, bench, clean)
+ns = Collection(build, deploy, test, listen, check, doctor, bench, clean)
 ns.add_collection(Collection("vm", create, start, stop, restore, shell))

@@ -54,6 +54,7 @@ class Guest:
         directory: str | None = None,
         environment: Mapping[str, str] | None = None,
         on_output: Callable[[str], None] | None = None,
+        keep_output: bool = True,
     ) -> CommandResult:
         """Run one command; see `WinRm.run`. With `check`, an exit code other than 0 is a `GuestError`."""
         result = self._winrm.run(
@@ -63,6 +64,7 @@ class Guest:
             directory=directory,
             environment=environment,
             on_output=on_output,
+            keep_output=keep_output,
         )
         if check and result.exit_code:
             raise failure(result, self.machine)

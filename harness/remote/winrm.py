@@ -108,6 +108,7 @@ class WinRm:
         directory: str | None = None,
         environment: Mapping[str, str] | None = None,
         on_output: Callable[[str], None] | None = None,
+        keep_output: bool = True,
     ) -> CommandResult:
         """Run one command and wait for its end.
 
@@ -118,6 +119,7 @@ class WinRm:
             directory: working directory in the guest.
             environment: variables beside those of the logon.
             on_output: gets each piece of standard output as it arrives.
+            keep_output: False leaves standard output out of the result, for a command that prints without end.
 
         Raises:
             DeadlineExceededError: the command did not end in time.
@@ -135,11 +137,15 @@ class WinRm:
         try:
             if directory is None and environment is None:
                 shell, command_id = self._start(connection, line, deadline)
-                return self._follow(connection, shell, command_id, line, stdin, deadline, on_output)
+                return self._follow(
+                    connection, shell, command_id, line, stdin, deadline, on_output, keep_output
+                )
             shell = self._open_shell(connection, deadline, directory, environment)
             try:
                 command_id = self._run_command(connection, shell, line, deadline)
-                return self._follow(connection, shell, command_id, line, stdin, deadline, on_output)
+                return self._follow(
+                    connection, shell, command_id, line, stdin, deadline, on_output, keep_output
+                )
             finally:
                 self._quietly(connection, lambda protocol: protocol.close_shell(shell, close_session=False))
         except BaseException as error:
@@ -239,12 +245,13 @@ class WinRm:
         stdin: bytes,
         deadline: Deadline,
         on_output: Callable[[str], None] | None,
+        keep_output: bool,
     ) -> CommandResult:
         """Feed a started command and collect what it prints; when this does not end well, kill it."""
         ended = False
         try:
             self._feed(connection, shell, command_id, stdin, deadline)
-            result = self._collect(connection, shell, command_id, line, deadline, on_output)
+            result = self._collect(connection, shell, command_id, line, deadline, on_output, keep_output)
             ended = True
             return result
         except ShellGoneError:
@@ -274,6 +281,7 @@ class WinRm:
         line: str,
         deadline: Deadline,
         on_output: Callable[[str], None] | None,
+        keep_output: bool,
     ) -> CommandResult:
         started = time.monotonic()
         decode = codecs.getincrementaldecoder("utf-8")(errors="replace").decode
@@ -300,7 +308,8 @@ class WinRm:
             text = decode(received, done)
             errors += failed
             if text:
-                output.append(text)
+                if keep_output:
+                    output.append(text)
                 if on_output is not None:
                     on_output(text)
             if done:

@@ -49,35 +49,46 @@ def gather(root: Path, suites: Path, scratch: Path) -> SuiteFiles:
         raise ConfigurationError(
             f"there is no suite in '{suites}'", hint="look at 'suites' of the driver in harness.toml"
         )
-    client = root / "harness" / "client"
-    sources[LIBRARY / "harness" / "__init__.py"] = root / "harness" / "__init__.py"
-    for path in _files(client):
-        sources[LIBRARY / "harness" / "client" / path.relative_to(client).as_posix()] = path
+    sources |= client_library(root, LIBRARY)
     sources[LIBRARY / "guest_plugin.py"] = Path(__file__).with_name("guest_plugin.py")
     if SUITES / "pytest.ini" not in sources:
         made = scratch / "pytest.ini"
         made.write_text(DEFAULT_INI, encoding="utf-8")
         sources[SUITES / "pytest.ini"] = made
+    return hashed(sources)
+
+
+def client_library(root: Path, below: PurePosixPath) -> dict[PurePosixPath, Path]:
+    """The client library of the checkout `root`, to be put into the directory `below` of `C:\\Downlink`."""
+    client = root / "harness" / "client"
+    sources = {below / "harness" / "__init__.py": root / "harness" / "__init__.py"}
+    for path in _files(client):
+        sources[below / "harness" / "client" / path.relative_to(client).as_posix()] = path
+    return sources
+
+
+def hashed(sources: Mapping[PurePosixPath, Path]) -> SuiteFiles:
+    """The files with their hashes."""
     digests = {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in sources.items()}
     return SuiteFiles(sources, digests)
 
 
-def send(guest: Guest, files: SuiteFiles, deadline: Deadline) -> int:
-    """Make the guest have exactly `files`; returns how many had to be sent.
+def send(guest: Guest, files: SuiteFiles, deadline: Deadline, *, manifest: str = MANIFEST) -> int:
+    """Make the guest have exactly `files`, as far as the manifest knows; returns how many had to be sent.
 
     What was sent is hashed in the guest. The manifest there is removed first and written last, so that an interrupted
     upload counts as none.
     """
-    there = _manifest(guest.read_bytes(MANIFEST, deadline))
+    there = _manifest(guest.read_bytes(manifest, deadline))
     wanted = {str(name): digest for name, digest in files.digests.items()}
     changed = [name for name in files.sources if there.get(str(name)) != wanted[str(name)]]
     stale = [name for name in there if name not in wanted]
     if not changed and not stale:
         return 0
-    guest.remove([MANIFEST, *(_guest_path(name) for name in stale)], deadline)
+    guest.remove([manifest, *(_guest_path(name) for name in stale)], deadline)
     guest.put([Upload(files.sources[name], _guest_path(name)) for name in changed], deadline)
     guest.verify({_guest_path(name): wanted[str(name)] for name in changed}, deadline)
-    guest.put_bytes(json.dumps(wanted, indent=1).encode(), MANIFEST, deadline)
+    guest.put_bytes(json.dumps(wanted, indent=1).encode(), manifest, deadline)
     return len(changed)
 
 

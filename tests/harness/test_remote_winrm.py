@@ -187,6 +187,18 @@ def test_output_is_handed_on_as_it_arrives_with_characters_whole(
     assert result.stdout == "a€" and result.stderr == "oops"
 
 
+def test_output_that_is_not_to_be_kept_is_only_handed_on(
+    client: winrm.WinRm, protocol: ProtocolDouble
+) -> None:
+    protocol.output = iter([(b"one", b"", -1, False), (b"two", b"oops", 0, True)])
+    pieces: list[str] = []
+
+    result = run(client, on_output=pieces.append, keep_output=False)
+
+    assert pieces == ["one", "two"]
+    assert result.stdout == "" and result.stderr == "oops"
+
+
 def test_an_operation_timeout_of_the_guest_is_no_failure(
     client: winrm.WinRm, protocol: ProtocolDouble
 ) -> None:
