@@ -98,6 +98,17 @@ class Results:
         return next((test for test in self.tests if test.outcome in cut), None)
 
 
+def explanation(test: TestResult) -> str:
+    """Why a test is not good: what pytest said, or what is known of one that pytest could say nothing about."""
+    if test.text.strip():
+        return test.text
+    if test.outcome is Outcome.CRASHED:
+        return "it was running when the machine or its process went down"
+    if test.outcome is Outcome.INTERRUPTED:
+        return "it was running when the run was interrupted"
+    return test.reason
+
+
 def collect(events: Iterable[Event]) -> Results:
     """The results of a journal, complete or not: a test that began and never ended crashed or was interrupted."""
     tests: dict[str, TestResult] = {}

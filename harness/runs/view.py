@@ -8,10 +8,16 @@ from pathlib import Path
 
 from harness.console import Console
 from harness.runs.journal import Event
-from harness.runs.results import Outcome, Results, TestResult
+from harness.runs.results import Outcome, Results, TestResult, explanation
 
 FAILURE_LINES = 30
 """Most lines of one failure on the console; the report has all of it."""
+
+PRINTED_LINES = 8
+"""Most lines that are shown of what a failed test printed."""
+
+LINE_CHARACTERS = 200
+"""Longest line of a failure on the console."""
 
 FAILURES_SHOWN = 10
 """Most failures that are shown with their text; when a machine is broken every test fails for the same reason."""
@@ -86,12 +92,20 @@ class RunView:
 
     def _failure(self, test: TestResult) -> None:
         self._console.line()
-        self._console.line(self._console.style(f"{test.outcome.value}: {test.id}", "bold"))
-        lines = [line for line in test.text.splitlines() if line.strip()]
-        if len(lines) > FAILURE_LINES:
-            lines = ["…", *lines[-FAILURE_LINES:]]
+        self._console.line(f"{self._bad(test.outcome.value)}: {self._console.style(test.id, 'bold')}")
+        self._lines(explanation(test), FAILURE_LINES)
+        for name, text in test.sections:
+            self._console.line(self._console.style(f"  {name}:", "dim"))
+            self._lines(text, PRINTED_LINES)
+
+    def _lines(self, text: str, most: int) -> None:
+        """The last lines of a text, indented; what pytest marks as the error stands out."""
+        lines = [line for line in text.splitlines() if line.strip() not in ("", "E")]
+        if len(lines) > most:
+            lines = ["…", *lines[-most:]]
         for line in lines:
-            self._console.line(f"  {line}")
+            shown = line if len(line) <= LINE_CHARACTERS else line[: LINE_CHARACTERS - 1] + "…"
+            self._console.line(f"  {self._console.style(shown, 'red') if line.startswith('E ') else shown}")
 
     def _crash(self, crash: Event, test: TestResult | None) -> None:
         parameters = ", ".join(f"0x{parameter:X}" for parameter in crash["parameters"])

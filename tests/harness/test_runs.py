@@ -499,3 +499,50 @@ def test_a_run_in_which_everything_fails_shows_the_first_failures_and_counts_the
 
     assert "reason 9" in out.getvalue() and "reason 10" not in out.getvalue()
     assert "and 30 more, all of them in 'runs/x/report.html'" in out.getvalue()
+
+
+def test_a_test_that_died_says_so_on_the_console_and_in_the_report(tmp_path: Path) -> None:
+    results = Results((TestResult("a.py::t", Outcome.CRASHED),), problems=("the guest\nwent away",))
+    out = io.StringIO()
+
+    RunView(Console(out, color=False)).summary(results, Path("runs/x"))
+    report.write(results, tmp_path / "report.html")
+
+    sentence = "it was running when the machine or its process went down"
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert f"crashed: a.py::t\n  {sentence}\n" in out.getvalue()
+    assert f"<pre>{sentence}</pre>" in text
+    assert "<pre class=error>the guest\nwent away</pre>" in text
+    assert "came through clean" not in text
+
+
+def test_a_failure_shows_the_end_of_what_it_printed_and_cuts_endless_lines() -> None:
+    printed = "".join(f"line {number}\n" for number in range(20))
+    test = TestResult(
+        "a.py::t",
+        Outcome.FAILED,
+        text="E   " + "x" * 1000 + "\nE\nE   why",
+        sections=(("Captured stdout call", printed),),
+    )
+    out = io.StringIO()
+
+    RunView(Console(out, color=False)).summary(Results((test,), ended=True), Path("runs/x"))
+
+    lines = out.getvalue().splitlines()
+    assert "  Captured stdout call:" in lines and "  line 19" in lines
+    assert "  line 12" in lines and "  line 11" not in lines
+    assert max(len(line) for line in lines) < 210 and "  E   why" in lines
+
+
+def test_the_report_folds_files_in_which_everything_is_good(tmp_path: Path) -> None:
+    tests = (
+        TestResult("good.py::t", Outcome.PASSED, seconds=0.25),
+        TestResult("bad.py::t", Outcome.FAILED, seconds=1.5),
+    )
+
+    report.write(Results(tests, ended=True), tmp_path / "report.html")
+
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "<details><summary><b>good.py</b>: <span class=passed>1 passed</span>" in text
+    assert "<details open><summary><b>bad.py</b>: <span class=failed>1 failed</span>" in text
+    assert "250 ms" in text and "1.50 s" in text
