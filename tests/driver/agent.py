@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from typing import Any
 
-from harness.client import files
-from harness.client.errors import PortError
+from harness.client import fileinformation as info
+from harness.client import files, ntstatus
+from harness.client.errors import FileError, PortError
 from harness.client.listener import Listener
 from harness.client.processes import serve
 from harness.client.protocol import Connect
@@ -97,7 +99,55 @@ def hold_open(path: str) -> None:
     _held.append(files.open_file(path, access=files.GENERIC_WRITE, disposition=files.OPEN_IF))
 
 
+def perform(directory: str, requests: list[tuple[str, list[Any]]]) -> list[int]:
+    """Do what `reference.py` asks for, in this order; the NTSTATUS of each request."""
+    statuses = []
+    for verb, arguments in requests:
+        try:
+            _VERBS[verb](directory, *arguments)
+        except FileError as error:
+            statuses.append(error.status)
+        else:
+            statuses.append(ntstatus.SUCCESS)
+    return statuses
+
+
+def _open(directory: str, number: int, name: str, disposition: int) -> None:
+    access = files.GENERIC_READ | files.GENERIC_WRITE | files.DELETE | files.WRITE_DAC
+    _open_files[number] = files.open_file(f"{directory}\\{name}", access=access, disposition=disposition)
+
+
+def _close(directory: str, number: int) -> None:
+    _open_files.pop(number).close()
+
+
+def _set_attributes(directory: str, number: int, attributes: int, creation_time: int) -> None:
+    basic = info.BasicInformation(attributes=attributes, creation_time=creation_time)
+    _open_files[number].set_basic(basic)
+
+
+def _rename_directory(directory: str, name: str, target: str) -> None:
+    files.rename(f"{directory}\\{name}", f"{directory}\\{target}")
+
+
 _held: list[files.File] = []
+_open_files: dict[int, files.File] = {}
+_VERBS: dict[str, Callable[..., object]] = {
+    "open": _open,
+    "close": _close,
+    "write": lambda directory, number, offset, count: _open_files[number].write(bytes(count), offset),
+    "set_size": lambda directory, number, size: _open_files[number].set_end_of_file(size),
+    "set_attributes": _set_attributes,
+    "set_security": lambda directory, number: _open_files[number].set_security(),
+    "rename": lambda directory, number, target: _open_files[number].rename(f"{directory}\\{target}"),
+    "link": lambda directory, number, target: _open_files[number].link(f"{directory}\\{target}"),
+    "set_delete": lambda directory, number, delete: _open_files[number].set_delete(delete),
+    "mkdir": lambda directory, name: files.mkdir(f"{directory}\\{name}"),
+    "rename_directory": _rename_directory,
+    "remove_directory": lambda directory, name: files.delete(f"{directory}\\{name}"),
+    "create_in_vain": lambda directory, name: files.create(f"{directory}\\{name}"),
+    "open_in_vain": lambda directory, name: files.open_file(f"{directory}\\{name}").close(),
+}
 
 if __name__ == "__main__":
     serve(
@@ -109,6 +159,7 @@ if __name__ == "__main__":
             "send": send,
             "close": close,
             "leave": leave,
+            "perform": perform,
             "process_id": process_id,
             "create": create,
             "create_many": create_many,
