@@ -46,5 +46,25 @@ def signals_interrupt() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+@contextmanager
+def one_interrupt() -> Iterator[None]:
+    """Within, only the first Ctrl-C raises, and those after it are ignored: what cleans up is not cut short.
+
+    For clean-up that has a deadline of its own. Only in the main thread.
+    """
+
+    def first(_number: int, _frame: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    before = signal.getsignal(signal.SIGINT)
+    if before != signal.SIG_IGN:
+        signal.signal(signal.SIGINT, first)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def _raise(number: int, _frame: FrameType | None) -> None:
     raise TerminatedError(number)

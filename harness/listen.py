@@ -109,7 +109,9 @@ def listen(
         raise MachineError("the machine does not run", hint=mend, machine=machine.name)
     session = _Session(driver.service, machine.name, mend, ListenView(console, as_json=as_json))
     try:
-        return session.run(configuration, machine.address(), wanted)
+        # Ending the process in the guest takes a moment, and an impatient second Ctrl-C must not leave it behind.
+        with interrupts.one_interrupt():
+            return session.run(configuration, machine.address(), wanted)
     except BrokenPipeError:
         # Whoever read the lines has left (`| head`): that is the wish to end, too.
         _discard_output()

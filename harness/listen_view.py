@@ -98,6 +98,8 @@ class ListenView:
             }
             self._console.line(json.dumps(summary | ({"reason": reason} if reason else {})))
             return
+        if self._console.terminal and not reason:
+            self._console.line()  # below the ^C that the terminal shows
         kinds = ", ".join(f"{count} {kind}" for kind, count in self._counts.most_common())
         dropped = f"{self._dropped} dropped"
         if self._dropped:

@@ -431,6 +431,23 @@ def test_json_is_all_there_is_on_standard_output(checkout: Checkout) -> None:
     assert failed and failed[0]["status_name"] == "STATUS_OBJECT_NAME_NOT_FOUND"
 
 
+@pytest.mark.skipif(os.name == "nt", reason="sends a POSIX signal and makes symbolic links")
+def test_an_impatient_second_ctrl_c_leaves_nothing_running_either(checkout: Checkout) -> None:
+    before = checkout.processes()
+    watching = Listening(checkout.root)
+    try:
+        for _ in range(200):
+            # As many as fit into the time that the clean-up takes.
+            if watching.process.poll() is None:
+                watching.process.send_signal(signal.SIGINT)
+            threading.Event().wait(0.002)
+        watching.end()
+    finally:
+        watching.close()
+
+    assert checkout.processes() == before
+
+
 @pytest.mark.skipif(os.name == "nt", reason="makes symbolic links")
 def test_a_reader_that_leaves_ends_the_listening(checkout: Checkout) -> None:
     before = checkout.processes()
