@@ -214,9 +214,8 @@ static VOID DownlinkConnectionTearDown(PDOWNLINK_CONNECTION Connection, DOWNLINK
 {
     DOWNLINK_EVENT event;
 
-    InterlockedExchange(&Connection->EventMask, 0);
+    /* The protection first: the connect callback holds it until it has set the mask. */
     ExWaitForRundownProtectionRelease(&Connection->Users);
-    /* Once more: the connect callback may have set the mask after it was cleared and before it let go. */
     InterlockedExchange(&Connection->EventMask, 0);
     DownlinkUpdateInterest();
 

@@ -8,7 +8,9 @@ import pytest
 
 from harness.client.protocol import MASK_FILES, ConnectFlag, Kind, Record, RecordFlag
 from tests.vm.driver_lab import INCLUDE_OWN, Listener, Station, Worker
+from vm.emulated.fltmgr import file_io
 from vm.emulated.fltmgr import numbers as n
+from vm.emulated.fltmgr.file_objects import FileObject
 
 VOLUME = "\\Device\\HarddiskVolume2"
 SHARING_VIOLATION = 0xC000_0043
@@ -361,6 +363,58 @@ def test_opening_a_volume_is_not_told(listener: Listener, worker: Worker) -> Non
 def test_an_alternate_stream_is_told_with_its_name(listener: Listener, worker: Worker) -> None:
     worker.file("D:\\a:more", b"123")
     assert {r.path for r in listener.records()} == {VOLUME + "\\a:more"}
+
+
+def of_handle(worker: Worker, handle: int) -> FileObject:
+    found: FileObject = worker.client.process.handles.get(handle).object.body
+    return found
+
+
+@pytest.mark.parametrize("kind", [n.FileRenameInformation, n.FileLinkInformation])
+@pytest.mark.parametrize("length", [2, 0x8000, 0xFFFF_FFFE])
+def test_a_name_longer_than_its_buffer_is_not_read(
+    station: Station, worker: Worker, kind: int, length: int
+) -> None:
+    """A driver above may send what the I/O manager would not."""
+    listener = station.listener(flags=FAILED)
+    file = of_handle(worker, worker.open("D:\\a"))
+    listener.records()
+    data = struct.pack("<QQI", 0, 0, length)
+    status = station.kernel.run(file_io.set_information(station.kernel, file, kind, data), "kernel caller")
+    assert status >= 0xC000_0000
+    (record,) = listener.records()
+    assert (record.path, record.second_path) == (VOLUME + "\\a", "")
+
+
+@pytest.mark.parametrize(
+    ("kind", "length"),
+    [(n.FileEndOfFileInformation, 4), (n.FileAllocationInformation, 0), (n.FileBasicInformation, 36)],
+)
+def test_information_shorter_than_its_structure_is_not_read(
+    station: Station, worker: Worker, kind: int, length: int
+) -> None:
+    listener = station.listener(flags=FAILED)
+    file = of_handle(worker, worker.open("D:\\a"))
+    listener.records()
+    data = b"\x01" * length
+    status = station.kernel.run(file_io.set_information(station.kernel, file, kind, data), "kernel caller")
+    assert status >= 0xC000_0000
+    assert not listener.records()
+
+
+def test_the_cache_managers_note_of_the_valid_length_is_not_a_size(
+    station: Station, listener: Listener, worker: Worker
+) -> None:
+    """FileEndOfFileInformation with AdvanceOnly: the file has its size already."""
+    file = of_handle(worker, worker.open("D:\\a"))
+    listener.records()
+    kernel = station.kernel
+    buffer = kernel.pool.allocate(8, "Test", owner="test")
+    for advance_only in (True, False):
+        parameters = struct.pack("<I4xI4xQBB6xQ", 8, n.FileEndOfFileInformation, 0, 0, advance_only, buffer)
+        work = file_io.simple(kernel, file, n.IRP_MJ_SET_INFORMATION, parameters)
+        assert kernel.run(work, "cache manager") == (0, 0)
+    assert [r.kind for r in listener.records()] == [Kind.FILE_SIZE_SET]
 
 
 @pytest.mark.parametrize("answer", ["volume", "nothing"])

@@ -226,6 +226,44 @@ def test_the_budget_holds_in_a_race(stations: Stations, seed: int) -> None:
 
 
 @pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("seed", range(30))
+def test_an_unload_while_clients_connect_keeps_none_of_them(
+    stations: Stations, policy: PortPolicy, seed: int
+) -> None:
+    """The unload begins at every point of the connect callback; who was accepted sees the end at once."""
+    station = stations(seed=seed, policy=policy, preemption=Preemption((1, 60), (1, 2)))
+    clients = [station.machine.client() for _ in range(3)]
+    jobs = [begin_connect(client) for client in clients]
+    run_some(station, seed * 6)
+    assert station.unload() == SUCCESS
+    station.machine.settle()
+    assert station.pool_bytes() == 0
+    for client, job in zip(clients, jobs, strict=True):
+        status, values = job.result()
+        assert status in REFUSALS
+        if status == SUCCESS:
+            ended, _ = client.call("get_message", handle=values["handle"], size=0x1000)
+            assert ended == PORT_DISCONNECTED
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_no_event_is_left_behind_by_a_worker_that_falls_asleep(stations: Stations, seed: int) -> None:
+    """An event that comes while the worker is on its way to sleep wakes it, whatever instruction it has reached."""
+    station = stations(seed=seed, preemption=Preemption((1, 25), (1, 2)))
+    listener = station.listener(event_mask=Kind.FILE_WRITTEN.bit)
+    workers = [station.worker() for _ in range(3)]
+    for number in range(8):
+        handles = [worker.open(f"D:\\{number}{index}") for index, worker in enumerate(workers)]
+        jobs = [
+            worker.client.begin("write_file", handle=handle, offset=0, data=b"1")
+            for worker, handle in zip(workers, handles, strict=True)
+        ]
+        for job in jobs:
+            job.result()
+        assert len(listener.records()) == len(workers)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
 def test_load_and_unload_many_times_leave_nothing(stations: Stations, policy: PortPolicy) -> None:
     station = stations(policy=policy)
     for round_ in range(10):
