@@ -220,9 +220,15 @@ class Memory:
         return value
 
     def u64(self, address: int) -> int:
-        if address & 0xFFF > 0xFF8:
+        # The one access of nearly every export: what `physical` does, without the call.
+        offset = address & 0xFFF
+        if offset > 0xFF8:
             return int.from_bytes(self.read(address, 8), "little")
-        value: int = _U64.unpack_from(self.ram, self.physical(address))[0]
+        page = address >> PAGE_SHIFT
+        entry = (self.pages if page >= USER_PAGES_END else self.user_pages).get(page)
+        if entry is None or not entry[1] & _READ:
+            raise MemoryFaultError(address, Access.READ)
+        value: int = _U64.unpack_from(self.ram, entry[0] + offset)[0]
         return value
 
     def i32(self, address: int) -> int:

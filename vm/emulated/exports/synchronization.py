@@ -55,7 +55,7 @@ def KeInitializeEvent(k: Kernel, Event: PVOID, Type: ULONG, State: BOOLEAN) -> N
 
 
 def _check_event(k: Kernel, address: int, routine: str) -> None:
-    kind = k.memory.u8(address) & 0x7F
+    kind = k.memory.u64(address) & 0x7F
     if kind not in _EVENT_TYPES:
         raise Bugcheck(
             bc.DRIVER_VERIFIER_DETECTED_VIOLATION,

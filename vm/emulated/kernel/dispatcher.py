@@ -100,11 +100,12 @@ class Dispatcher:
     # Signals; each returns the previous state
 
     def set_event(self, address: int) -> int:
-        memory = self.kernel.memory
-        self.kind(address)
-        previous = memory.i32(address + 4)
+        header = self.kernel.memory.u64(address)
+        if header & 0x7F not in _KNOWN:
+            self.kind(address)
+        previous = ((header >> 32) ^ 0x8000_0000) - 0x8000_0000
         if not previous:
-            memory.put32(address + 4, 1)
+            self.kernel.memory.put32(address + 4, 1)
             self._release(address)
         return previous
 
