@@ -244,7 +244,9 @@ class Tree:
         link, parent, name = self._directory(step.where), self._parent(step.what), self._name(step.amount)
         if link is None or self._find(parent, name) is not None or self._within(parent, link):
             return
-        if any(self._within(handle.link, link) for handle in self.handles):
+        # What is open below keeps a directory where it is, also if it was opened by another of its names.
+        busy = {id(handle.link.node) for handle in self.handles}
+        if any(self._within(below, link) and id(below.node) in busy for below in self.links):
             return
         new = self._path(parent, name)
         self._request(step.actor, "rename_directory", link.path, new)
