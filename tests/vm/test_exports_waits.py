@@ -161,7 +161,14 @@ def test_a_semaphore_counts_and_has_a_limit(bench: Bench) -> None:
 
 def test_a_dispatcher_object_that_was_never_initialised_is_a_bugcheck(bench: Bench) -> None:
     report = bench.crash_of(bench.call("KeSetEvent", bench.put(b"\xbd" * 0x18), 0, 0))
-    assert "is no event" in report.rule
+    assert "not an initialised dispatcher object" in report.rule
+
+
+def test_setting_an_object_that_is_no_event_is_a_bugcheck(bench: Bench) -> None:
+    semaphore = bench.room(0x20)
+    bench.run("KeInitializeSemaphore", semaphore, 1, 5)
+    report = bench.crash_of(bench.call("KeSetEvent", semaphore, 0, 0))
+    assert "is no event but a dispatcher object of type 5" in report.rule
 
 
 @pytest.mark.parametrize("call", ["KeSetEvent", "KeWaitForSingleObject"])

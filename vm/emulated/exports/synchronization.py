@@ -76,7 +76,6 @@ def KeSetEvent(k: Kernel, Event: PVOID, Increment: KPRIORITY, Wait: BOOLEAN) -> 
             k.engine.irql,
             rule="KeSetEvent was called with Wait=TRUE above APC_LEVEL",
         )
-    _check_event(k, Event, "KeSetEvent")
     return k.dispatcher.set_event(Event)
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from vm.emulated.exports.state import state_of
 from vm.emulated.fltmgr.file_nodes import Node
+from vm.emulated.fltmgr.manager import manager_of
 from vm.emulated.fltmgr.model import ContextRegistration, Filter, Instance, Volume
 from vm.emulated.kernel import bugcheck as bc
 from vm.emulated.kernel.bugcheck import Bugcheck
@@ -43,6 +44,9 @@ ALLOCATIONS_OWNER = "fltmgr"
 
 Table = dict[Any, Any]
 """Where a context is attached: the key depends on the kind of table."""
+
+
+CLEANUP_RUNS = "a context cleanup callback that still runs"
 
 
 @dataclass(slots=True, eq=False)
@@ -167,6 +171,8 @@ def release(k: Kernel, context: Context) -> Model:
     state = context_state(k)
     del state.live[context.address]
     state.released[context.address] = context.describe(k)
+    # The cleanup callback is the driver's code: FltUnregisterFilter must not return before it has.
+    manager_of(k).hold(context.owner, CLEANUP_RUNS)
     if k.engine.irql >= DISPATCH_LEVEL:
         k.start_system_thread(_destroy(k, context), "context cleanup")
     else:
@@ -186,6 +192,7 @@ def _destroy(k: Kernel, context: Context) -> Model:
         yield Call(registration.free, (context.address, context.type), "ContextFreeCallback")
     else:
         k.pool.free(context.address)
+    manager_of(k).release_rundown(context.owner, CLEANUP_RUNS)
 
 
 # Where contexts are attached

@@ -92,6 +92,10 @@ class FilterManager:
         """
         if owner.draining:
             raise StatusError(STATUS_FLT_DELETING_OBJECT)
+        self.hold(owner, what)
+
+    def hold(self, owner: Filter, what: str) -> None:
+        """A reference of the Filter Manager itself, taken also while the filter is being torn down."""
         owner.rundown += 1
         owner.rundown_owners.append(what)
 

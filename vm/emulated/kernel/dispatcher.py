@@ -39,6 +39,7 @@ class ObjectType(IntEnum):
     SYNCHRONIZATION_TIMER = 9
 
 
+_LAST_EVENT = int(ObjectType.SYNCHRONIZATION_EVENT)
 _KNOWN = frozenset(int(t) for t in ObjectType)
 
 SEMAPHORE_LIMIT = 0x18
@@ -74,7 +75,7 @@ class Dispatcher:
     def kind(self, address: int) -> int:
         """Type byte of the object; bugchecks when it is none."""
         memory = self.kernel.memory
-        kind = memory.u8(address) & 0x7F
+        kind = memory.u64(address) & 0x7F
         # Zeroed memory looks like an event, but its wait list leads nowhere: Windows would follow the NULL pointer.
         if kind not in _KNOWN or not memory.u64(address + 8):
             raise Bugcheck(
@@ -100,14 +101,25 @@ class Dispatcher:
     # Signals; each returns the previous state
 
     def set_event(self, address: int) -> int:
-        header = self.kernel.memory.u64(address)
-        if header & 0x7F not in _KNOWN:
-            self.kind(address)
+        u64 = self.kernel.memory.u64
+        header = u64(address)
+        if header & 0x7F > _LAST_EVENT or not u64(address + 8):
+            self._refuse_event(address)
         previous = ((header >> 32) ^ 0x8000_0000) - 0x8000_0000
         if not previous:
             self.kernel.memory.put32(address + 4, 1)
             self._release(address)
         return previous
+
+    def _refuse_event(self, address: int) -> None:
+        kind = self.kind(address)
+        raise Bugcheck(
+            bc.DRIVER_VERIFIER_DETECTED_VIOLATION,
+            0x2_0001,
+            address,
+            kind,
+            rule=f"KeSetEvent was called for {address:#x}, which is no event but a dispatcher object of type {kind}",
+        )
 
     def reset_event(self, address: int) -> int:
         memory = self.kernel.memory
