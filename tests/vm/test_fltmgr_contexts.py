@@ -11,6 +11,7 @@ from tests.vm.filter_lab import Data, FilterLab
 from vm.emulated.exports.declare import PVOID, USHORT
 from vm.emulated.fltmgr import contexts as c
 from vm.emulated.fltmgr import numbers as n
+from vm.emulated.fltmgr.manager import manager_of
 from vm.emulated.fltmgr.model import ContextRegistration, Instance
 from vm.emulated.kernel.kernel import MachineCrashedError
 from vm.emulated.kernel.status import (
@@ -280,3 +281,36 @@ def test_a_last_release_at_dispatch_level_cleans_up_in_another_thread(lab: Conte
     lab.kernel.run(work())
     lab.kernel.run_until_idle()
     assert levels == [0] and lab.cleaned == [(context, c.STREAM)]
+
+
+def test_an_unload_waits_for_a_cleanup_that_still_runs(lab: ContextLab) -> None:
+    manager = manager_of(lab.kernel)
+    context = c.context_state(lab.kernel).live[lab.allocate(c.STREAM)]
+    order: list[str] = []
+
+    def waits() -> Model:
+        yield from manager.wait_for_rundown(context.owner)
+        order.append("unloaded")
+
+    original = context.owner
+    manager.hold(original, "the test's own, so that the waiter sleeps first")
+    waiter = lab.kernel.start_system_thread(waits(), "unload")
+    lab.kernel.run_until_idle()
+    assert waiter.state.value == "waiting"
+
+    def releases() -> Model:
+        release = c.release(lab.kernel, context)
+        step = next(release, None)  # up to the call of the cleanup callback, which has not run yet
+        assert step is not None
+        manager.release_rundown(original, "the test's own, so that the waiter sleeps first")
+        assert original.rundown == 1, "the cleanup callback is not waited for"
+        value = yield step
+        try:
+            while True:
+                value = yield release.send(value)
+        except StopIteration:
+            order.append("cleaned")
+
+    lab.kernel.run(releases())
+    lab.kernel.run_until_idle()
+    assert order == ["cleaned", "unloaded"]
