@@ -10,8 +10,8 @@ C_ASSERT(sizeof(FILE_ALLOCATION_INFORMATION) == sizeof(LARGE_INTEGER));
 static USHORT DownlinkKindOfChange(_In_ PFLT_CALLBACK_DATA Data);
 static VOID DownlinkRememberChange(_In_ PFLT_CALLBACK_DATA Data, _In_ PCFLT_RELATED_OBJECTS FltObjects,
                                    _In_ USHORT Kind);
-static VOID DownlinkPublishChange(_In_ PFLT_CALLBACK_DATA Data, _In_ PCFLT_RELATED_OBJECTS FltObjects,
-                                  _In_ USHORT Kind, _In_ ULONG Detail, _In_ ULONGLONG Value);
+static VOID DownlinkPublishChange(_In_ PFLT_CALLBACK_DATA Data, _In_ PCFLT_RELATED_OBJECTS FltObjects, _In_ USHORT Kind,
+                                  _In_ ULONG Detail, _In_ ULONGLONG Value);
 static VOID DownlinkRememberDisposition(_In_ PFLT_CALLBACK_DATA Data, _In_ PCFLT_RELATED_OBJECTS FltObjects);
 static VOID DownlinkPublishSize(_In_ PFLT_CALLBACK_DATA Data, _In_ PCFLT_RELATED_OBJECTS FltObjects);
 static VOID DownlinkPublishAttributes(_In_ PFLT_CALLBACK_DATA Data, _In_ PCFLT_RELATED_OBJECTS FltObjects);

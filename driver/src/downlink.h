@@ -188,8 +188,7 @@ typedef struct _DOWNLINK_INSTANCE_CONTEXT {
 } DOWNLINK_INSTANCE_CONTEXT, *PDOWNLINK_INSTANCE_CONTEXT;
 
 NTSTATUS FLTAPI DownlinkInstanceSetup(_In_ PCFLT_RELATED_OBJECTS FltObjects, _In_ FLT_INSTANCE_SETUP_FLAGS Flags,
-                                      _In_ DEVICE_TYPE VolumeDeviceType,
-                                      _In_ FLT_FILESYSTEM_TYPE VolumeFilesystemType);
+                                      _In_ DEVICE_TYPE VolumeDeviceType, _In_ FLT_FILESYSTEM_TYPE VolumeFilesystemType);
 NTSTATUS FLTAPI DownlinkInstanceQueryTeardown(_In_ PCFLT_RELATED_OBJECTS FltObjects,
                                               _In_ FLT_INSTANCE_QUERY_TEARDOWN_FLAGS Flags);
 
@@ -207,8 +206,8 @@ _IRQL_requires_max_(PASSIVE_LEVEL) VOID DownlinkConnectionEnd(_In_ ULONG_PTR Id,
 _IRQL_requires_max_(PASSIVE_LEVEL) VOID DownlinkEndConnections(VOID);
 
 /* resources.c: what a connection owns while it lives */
-_IRQL_requires_max_(PASSIVE_LEVEL) SIZE_T
-    DownlinkConnectionCharge(_In_ const DOWNLINK_CONNECT *Connect, _In_ PCUNICODE_STRING PathPrefix);
+_IRQL_requires_max_(PASSIVE_LEVEL)
+    SIZE_T DownlinkConnectionCharge(_In_ const DOWNLINK_CONNECT *Connect, _In_ PCUNICODE_STRING PathPrefix);
 _IRQL_requires_max_(PASSIVE_LEVEL) NTSTATUS
     DownlinkConnectionAllocate(_Inout_ PDOWNLINK_CONNECTION Connection, _In_ const DOWNLINK_CONNECT *Connect,
                                _In_ PCUNICODE_STRING PathPrefix);
@@ -264,8 +263,9 @@ typedef struct _DOWNLINK_IDENTITY {
 _IRQL_requires_max_(APC_LEVEL) PFLT_FILE_NAME_INFORMATION DownlinkQueryName(_In_ PFLT_CALLBACK_DATA Data);
 _IRQL_requires_max_(APC_LEVEL) VOID DownlinkReleaseName(_In_opt_ PFLT_FILE_NAME_INFORMATION Name);
 _IRQL_requires_max_(APC_LEVEL) BOOLEAN DownlinkMayQueryFile(VOID);
-_IRQL_requires_max_(APC_LEVEL) VOID DownlinkIdentify(_In_ PFLT_CALLBACK_DATA Data, _In_ PCFLT_RELATED_OBJECTS FltObjects,
-                                                     _Out_ PDOWNLINK_IDENTITY Identity);
+_IRQL_requires_max_(APC_LEVEL)
+    VOID DownlinkIdentify(_In_ PFLT_CALLBACK_DATA Data, _In_ PCFLT_RELATED_OBJECTS FltObjects,
+                          _Out_ PDOWNLINK_IDENTITY Identity);
 _IRQL_requires_max_(APC_LEVEL) VOID DownlinkForget(_Inout_ PDOWNLINK_IDENTITY Identity);
 
 /* contexts.c: what the driver remembers of a handle and of a stream */
@@ -339,8 +339,8 @@ typedef struct _DOWNLINK_NAME_CHANGE DOWNLINK_NAME_CHANGE, *PDOWNLINK_NAME_CHANG
 _IRQL_requires_max_(APC_LEVEL) PDOWNLINK_NAME_CHANGE
     DownlinkBeginNameChange(_In_ PFLT_CALLBACK_DATA Data, _In_ PCFLT_RELATED_OBJECTS FltObjects);
 _IRQL_requires_max_(APC_LEVEL)
-    VOID DownlinkPublishNameChange(_In_ PFLT_CALLBACK_DATA Data, _In_ PCFLT_RELATED_OBJECTS FltObjects, _In_ USHORT Kind,
-                                   _In_opt_ PDOWNLINK_NAME_CHANGE Change);
+    VOID DownlinkPublishNameChange(_In_ PFLT_CALLBACK_DATA Data, _In_ PCFLT_RELATED_OBJECTS FltObjects,
+                                   _In_ USHORT Kind, _In_opt_ PDOWNLINK_NAME_CHANGE Change);
 _IRQL_requires_max_(APC_LEVEL) VOID DownlinkEndNameChange(_In_opt_ PDOWNLINK_NAME_CHANGE Change);
 
 #endif

@@ -85,7 +85,8 @@ static PFLT_FILE_NAME_INFORMATION DownlinkQueryDestination(PFLT_CALLBACK_DATA Da
     PAGED_CODE();
 
     if ((length < FIELD_OFFSET(FILE_RENAME_INFORMATION, FileName)) ||
-        (rename->FileNameLength > length - FIELD_OFFSET(FILE_RENAME_INFORMATION, FileName)) || !DownlinkMayQueryFile()) {
+        (rename->FileNameLength > length - FIELD_OFFSET(FILE_RENAME_INFORMATION, FileName)) ||
+        !DownlinkMayQueryFile()) {
         goto Exit;
     }
     status = FltGetDestinationFileNameInformation(FltObjects->Instance, FltObjects->FileObject, rename->RootDirectory,

@@ -24,8 +24,7 @@ _Use_decl_annotations_ SIZE_T DownlinkConnectionCharge(const DOWNLINK_CONNECT *C
 
 /* On failure the caller frees what has been allocated. */
 _Use_decl_annotations_ NTSTATUS DownlinkConnectionAllocate(PDOWNLINK_CONNECTION Connection,
-                                                           const DOWNLINK_CONNECT *Connect,
-                                                           PCUNICODE_STRING PathPrefix)
+                                                           const DOWNLINK_CONNECT *Connect, PCUNICODE_STRING PathPrefix)
 {
     NTSTATUS status;
 

@@ -279,8 +279,7 @@ static BOOLEAN DownlinkIsAnybody(const DOWNLINK_SID *Sid)
 {
     static const UCHAR zeros[5] = {0};
 
-    return (Sid->SubAuthorityCount == 1) &&
-           RtlEqualMemory(Sid->IdentifierAuthority, zeros, sizeof(zeros)) &&
+    return (Sid->SubAuthorityCount == 1) && RtlEqualMemory(Sid->IdentifierAuthority, zeros, sizeof(zeros)) &&
            (((Sid->IdentifierAuthority[5] == 1) && (Sid->SubAuthority[0] == 0)) ||
             ((Sid->IdentifierAuthority[5] == 5) && (Sid->SubAuthority[0] == 7)));
 }

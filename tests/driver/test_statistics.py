@@ -20,6 +20,9 @@ OPENED = Kind.FILE_OPENED.bit
 OFTEN = STATISTICS_INTERVAL_MINIMUM
 LONG = "x" * 150
 
+# These wait for intervals of real time, of which the shortest that a client may ask for is 100 ms.
+pytestmark = pytest.mark.slow
+
 
 def make(scratch, first, count):
     for number in range(first, first + count):
