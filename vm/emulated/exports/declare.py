@@ -94,7 +94,6 @@ class Export:
     function: Callable[..., Any]
     irql: int
     minimum: int = PASSIVE_LEVEL
-    blocks_at_dispatch: bool = False
     is_model: bool = field(default=False)
 
     def __call__(self, *arguments: Any) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 from vm.emulated.cpu.engine import Engine
@@ -59,7 +59,7 @@ class Kernel:
         preemption: bounds of the slices; None runs every thread until it blocks.
         clock: virtual by default.
         memory_bytes: size of the RAM.
-        trusted: registry to use; a new empty one by default.
+        registry: registry to use; a new empty one by default.
     """
 
     def __init__(
@@ -105,7 +105,6 @@ class Kernel:
         """Address of a thread that runs, or will run, a DPC -> address of the KDPC."""
         self.services: dict[str, Any] = {}
         """State of rooms above the kernel (the Filter Manager), by name."""
-        self._python_functions: dict[int, Export] = {}
         self._call_irql: dict[int, list[int]] = {}
 
     def _map_fixed_pages(self) -> None:
@@ -577,13 +576,6 @@ class DeadlockError(Exception):
         super().__init__(
             "nothing is ready and no timer is pending; waiting: " + ("; ".join(waiting) or "nobody")
         )
-
-
-def modules_of(paths: Iterable[str]) -> list[Any]:
-    """Import modules by name."""
-    import importlib
-
-    return [importlib.import_module(path) for path in paths]
 
 
 OBJECT_TYPE_NAMES = {
