@@ -23,6 +23,24 @@ class MachineState(Enum):
     """Running or stopped, but must be restored before it is used again (hung unload, half a deployment)."""
 
 
+class DeploymentMode(Enum):
+    """How a package is installed in a guest."""
+
+    PACKAGE = "package"
+    """By pnputil, with INF and catalog, out of the driver store: as a customer's machine gets it."""
+    SERVICE = "service"
+    """By a copied image and a service key of our own: no INF, no catalog, the fastest way."""
+
+
+class Channel(Enum):
+    """The way to a guest."""
+
+    WINRM = "winrm"
+    """Commands over WinRM; files over SFTP where there is SSH, else through WinRM's standard input."""
+    LOCAL = "local"
+    """This host is the guest: child processes and its own files."""
+
+
 @dataclass(frozen=True, slots=True)
 class Credentials:
     """How to log on to a guest. `password` never appears in a repr, a log or an exception."""
@@ -49,6 +67,25 @@ class GuestAddress:
     host_key: str | None
     credentials: Credentials
     certificate: Path | None = None
+    private_key: Path | None = None
+    """File with the private SSH key that SFTP logs on with; None = with the password."""
+    channel: Channel = Channel.WINRM
+
+
+@dataclass(frozen=True, slots=True)
+class Abilities:
+    """What a machine can do, and what it therefore proves; the harness asks this, never for the kind."""
+
+    deployment: DeploymentMode = DeploymentMode.SERVICE
+    """How a package is installed on it."""
+    restores: bool = True
+    """`restore` really goes back to a clean state; False = the harness has to clean up behind itself."""
+    detached: bool = False
+    """Suites run as a scheduled task in the guest and survive the loss of every connection."""
+    restarts: bool = True
+    """The guest may be restarted, and a restart leaves what was installed."""
+    untested: tuple[str, ...] = ()
+    """Sentences for the report: what a run on this machine cannot show."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +139,9 @@ class Machine(Protocol):
 
     @property
     def kind(self) -> str: ...
+
+    @property
+    def abilities(self) -> Abilities: ...
 
     def state(self) -> MachineState: ...
 

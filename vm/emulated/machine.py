@@ -15,7 +15,7 @@ from typing import Any
 from vm.deadline import Deadline
 from vm.emulated.control import ask
 from vm.errors import DeadlineExceededError, MachineError
-from vm.machine import Condition, CrashReport, Credentials, GuestAddress, MachineState, Violation
+from vm.machine import Abilities, Condition, CrashReport, Credentials, GuestAddress, MachineState, Violation
 
 STATE_FILE = "state.json"
 _ROOT = Path(__file__).resolve().parents[2]
@@ -47,6 +47,10 @@ class EmulatedMachine:
     @property
     def kind(self) -> str:
         return "emulated"
+
+    @property
+    def abilities(self) -> Abilities:
+        return Abilities()
 
     def state(self) -> MachineState:
         if self._read_state() is not None:
