@@ -70,6 +70,8 @@ class Manifest:
     unsigned_sha256: str
     """Of the image as it was linked: the same sources give the same one, signed by whomever."""
     files: tuple[PackageFile, ...]
+    experimental: tuple[str, ...] = ()
+    """What is in the package and no Windows has accepted yet ("catalog"); empty for what the WDK's own tools made."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +116,7 @@ def write_package(
     catalog: Path | None = None,
     identity: DriverIdentity | None = None,
     repository: Path | None = None,
+    experimental: Iterable[str] = (),
 ) -> Package:
     """Pack what a build produced. An older package in that place is replaced, in one step.
 
@@ -124,6 +127,7 @@ def write_package(
         certificate, catalog: further files.
         identity: service, instance and altitude; read from the INF if not given.
         repository: checkout whose git revision is recorded; the one this module belongs to if not given.
+        experimental: what of it no Windows has accepted yet, as short names ("catalog").
 
     Raises:
         PackageError: the image is none for a driver, there is no identity, or something else is in that place.
@@ -153,6 +157,7 @@ def write_package(
             PackageFile(name, role, len(data), hashlib.sha256(data).hexdigest())
             for name, (role, data) in sorted(contents.items())
         ),
+        experimental=tuple(sorted(set(experimental))),
     )
     _replace(directory, {name: data for name, (_, data) in contents.items()}, manifest)
     return Package(directory.resolve(), manifest)
@@ -308,6 +313,8 @@ def _raw(manifest: Manifest) -> dict[str, Any]:
             {"name": file.name, "role": file.role, "size": file.size, "sha256": file.sha256}
             for file in manifest.files
         ],
+        # Absent where there is nothing to say, as in manifests that are older than the field.
+        **({"experimental": list(manifest.experimental)} if manifest.experimental else {}),
     }
 
 
@@ -331,6 +338,7 @@ def _manifest(raw: Any, path: Path) -> Manifest:
             source=SourceRevision(source["revision"], source["dirty"]),
             unsigned_sha256=str(raw["unsigned_sha256"]),
             files=files,
+            experimental=_names(raw.get("experimental", [])),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise PackageError(
@@ -346,6 +354,12 @@ def _file_name(name: Any) -> str:
     if not isinstance(name, str) or not re.fullmatch(r"[\w][\w.\- ]*", name):
         raise ValueError(f"'{name}' is no file name")
     return name
+
+
+def _names(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(name, str) and name for name in value):
+        raise ValueError(f"'{value}' is no list of names")
+    return tuple(value)
 
 
 def _one_of(value: Any, allowed: Iterable[str]) -> str:

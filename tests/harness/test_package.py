@@ -191,6 +191,7 @@ def test_a_directory_without_a_manifest_is_no_package(tmp_path: Path) -> None:
         (lambda raw: raw["files"][0].update(name="../outside"), "is no file name"),
         (lambda raw: raw["files"][0].update(role="virus"), "is no role"),
         (lambda raw: raw.update(files=[]), "does not list exactly one image"),
+        (lambda raw: raw.update(experimental="catalog"), "is no list of names"),
     ],
 )
 def test_a_manifest_that_is_not_right_is_refused(package: Package, change: Any, message: str) -> None:
@@ -200,6 +201,17 @@ def test_a_manifest_that_is_not_right_is_refused(package: Package, change: Any, 
 
     with pytest.raises(PackageError, match=message):
         load_package(package.directory)
+
+
+def test_what_no_windows_has_accepted_yet_is_in_the_manifest_and_absent_where_there_is_nothing(
+    result: BuildResult, tmp_path: Path
+) -> None:
+    plain = write_package(result, tmp_path / "plain")
+    marked = write_package(result, tmp_path / "marked", experimental=["signature", "catalog", "catalog"])
+
+    assert "experimental" not in manifest_of(plain) and load_package(plain.directory) == plain
+    assert manifest_of(marked)["experimental"] == ["catalog", "signature"]
+    assert load_package(marked.directory).manifest.experimental == ("catalog", "signature")
 
 
 def test_a_manifest_that_is_not_json_is_refused(package: Package) -> None:
