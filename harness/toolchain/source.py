@@ -82,7 +82,11 @@ class DriverSource:
 
 @dataclass(frozen=True, slots=True)
 class BuildResult:
-    """What one build produced. Paths are absolute; `compiled` lists the translation units that were not up to date."""
+    """What one build produced. Paths are absolute; `compiled` lists the translation units that were not up to date.
+
+    A toolchain with signing tools of its own also hands over `signed_image` and `catalog`; `image` is the image as it
+    was linked, and `unsigned_sha256` its hash.
+    """
 
     name: str
     configuration: Configuration
@@ -96,6 +100,8 @@ class BuildResult:
     compiled: tuple[str, ...]
     linked: bool
     seconds: float
+    signed_image: Path | None = None
+    catalog: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
