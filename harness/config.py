@@ -256,6 +256,8 @@ class _Table:
         """The value of an optional setting, None when it is not given."""
         if key not in self._values:
             self._known.add(key)
+            if setting.required:
+                raise self.error(key, "is missing", f"it is {setting.help}")
             return None
         if setting.type is int:
             return self.integer(key, minimum=setting.minimum, maximum=setting.maximum)

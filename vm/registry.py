@@ -7,14 +7,14 @@ a Hyper-V machine needs, and a command that touches no machine must not pay for 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, cast
 
 from vm.errors import MachineError
-from vm.machine import Machine
+from vm.machine import Abilities, DeploymentMode, Machine
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +26,7 @@ class Setting:
     choices: tuple[str, ...] = ()
     minimum: int | None = None
     maximum: int | None = None
+    required: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +44,8 @@ class Kind:
         Args:
             name: the machine's name in `harness.toml`.
             directory: where the machine keeps its state on the host; need not exist.
-            settings: validated values of `Kind.settings`, and "rules": what drivers promise, by service name.
+            settings: validated values of `Kind.settings`; "rules": what drivers promise, by service name; "secrets": the
+                `vm.secrets.SecretStore`; "script_hosts": makes the `ScriptHost` of a host by its name, "" = this one.
 
         Raises:
             MachineError: the code for this kind cannot be imported.
@@ -61,6 +63,30 @@ class Kind:
         return make(name, directory, settings)
 
 
+HOW_IT_IS_USED: Mapping[str, Setting] = MappingProxyType(
+    {
+        "deployment": Setting(
+            str, "how a package is installed: by pnputil or by a service key", choices=("package", "service")
+        ),
+        "suites": Setting(
+            str,
+            "how suites run: as a command that the host holds on to, or as a scheduled task",
+            choices=("attached", "detached"),
+        ),
+    }
+)
+"""Settings that every kind takes; `used_as` turns them into abilities."""
+
+
+def used_as(abilities: Abilities, settings: Mapping[str, Any]) -> Abilities:
+    """`abilities` of a kind as the settings of one machine change them."""
+    return replace(
+        abilities,
+        deployment=DeploymentMode(settings.get("deployment", abilities.deployment.value)),
+        detached=settings.get("suites", "detached" if abilities.detached else "attached") == "detached",
+    )
+
+
 KINDS: Mapping[str, Kind] = MappingProxyType(
     {
         kind.name: kind
@@ -71,6 +97,7 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
                 factory="vm.emulated.machine:EmulatedMachine",
                 settings=MappingProxyType(
                     {
+                        **HOW_IT_IS_USED,
                         "winrm_port": Setting(
                             int, "TCP port of WinRM on 127.0.0.1, 0 = any free one", minimum=0, maximum=65535
                         ),
@@ -81,6 +108,40 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
                         "seed": Setting(int, "seed of the scheduler", minimum=0),
                     }
                 ),
+            ),
+            Kind(
+                name="remote",
+                description="any Windows host that answers WinRM; it has no checkpoint",
+                factory="vm.remote.machine:RemoteMachine",
+                settings=MappingProxyType(
+                    {
+                        **HOW_IT_IS_USED,
+                        "host": Setting(str, "name or address of the host", required=True),
+                        "username": Setting(str, "an administrator there", required=True),
+                        "scheme": Setting(str, "how WinRM is spoken", choices=("http", "https")),
+                        "transport": Setting(
+                            str, "how WinRM authenticates", choices=("ntlm", "basic", "ssl")
+                        ),
+                        "winrm_port": Setting(
+                            int, "TCP port of WinRM, 5985 or 5986 if not given", minimum=1, maximum=65535
+                        ),
+                        "ssh_port": Setting(
+                            int,
+                            "TCP port of SSH; without it files go through WinRM",
+                            minimum=1,
+                            maximum=65535,
+                        ),
+                        "host_key": Setting(str, "the host's SSH key, as in 'ssh-ed25519 AAAA...'"),
+                        "private_key": Setting(str, "file with the private SSH key to log on with"),
+                        "certificate": Setting(str, "file with the certificate that WinRM shows over https"),
+                    }
+                ),
+            ),
+            Kind(
+                name="local",
+                description="this Windows machine itself, as on a hosted CI runner; it is neither restored nor restarted",
+                factory="vm.local.machine:LocalMachine",
+                settings=MappingProxyType({**HOW_IT_IS_USED}),
             ),
         )
     }

@@ -18,7 +18,7 @@ from vm.emulated.guest.face import GuestFace
 from vm.emulated.guest.settings import GuestSettings
 from vm.emulated.registry import Registry
 from vm.errors import MachineError
-from vm.machine import Condition, Credentials, GuestAddress, MachineState
+from vm.machine import Abilities, Condition, Credentials, GuestAddress, MachineState
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 
@@ -56,6 +56,10 @@ class LabMachine:
         self.calls = []
         self._directory = directory
         self._face: GuestFace | None = None
+
+    @property
+    def abilities(self) -> Abilities:
+        return Abilities()
 
     def state(self) -> MachineState:
         return MachineState.RUNNING if self._face else MachineState.STOPPED

@@ -27,7 +27,7 @@ from vm.deadline import Deadline
 from vm.emulated.computer import FilterInformation, InstanceInformation, VolumeInformation
 from vm.emulated.registry import Registry
 from vm.errors import GuestError
-from vm.machine import Condition, Credentials, GuestAddress, MachineState
+from vm.machine import Abilities, Condition, Credentials, GuestAddress, MachineState
 
 Answer = tuple[int, str]
 
@@ -170,6 +170,10 @@ class MachineDouble:
         self.present = condition or Condition()
         self.now = MachineState.STOPPED
         self.on_stop: Callable[[Deadline], None] = lambda _: None
+
+    @property
+    def abilities(self) -> Abilities:
+        return Abilities()
 
     def state(self) -> MachineState:
         return self.now

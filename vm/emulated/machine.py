@@ -16,6 +16,7 @@ from vm.deadline import Deadline
 from vm.emulated.control import ask
 from vm.errors import DeadlineExceededError, MachineError
 from vm.machine import Abilities, Condition, CrashReport, Credentials, GuestAddress, MachineState, Violation
+from vm.registry import used_as
 
 STATE_FILE = "state.json"
 _ROOT = Path(__file__).resolve().parents[2]
@@ -50,7 +51,7 @@ class EmulatedMachine:
 
     @property
     def abilities(self) -> Abilities:
-        return Abilities()
+        return used_as(Abilities(), self._settings)
 
     def state(self) -> MachineState:
         if self._read_state() is not None:
