@@ -148,7 +148,7 @@ def listen(
 
 @task()
 def check(_: Context) -> int:
-    """Run the project's own tests: ruff, its formatter, mypy and pytest on the host."""
+    """Run the project's own tests: ruff, its formatter, clang-format, mypy and pytest on the host."""
     from harness import check as checks
     from harness.console import Console
 

@@ -1,4 +1,4 @@
-"""The project's own checks, one line each: ruff, its formatter, mypy and pytest on the host."""
+"""The project's own checks, one line each: ruff, its formatter, clang-format, mypy and pytest on the host."""
 
 from __future__ import annotations
 
@@ -25,22 +25,42 @@ class Check:
     summary: Callable[[str], str]
 
 
-def checks() -> tuple[Check, ...]:
-    """All checks in the order in which they run: the fast ones first."""
+def checks(root: Path) -> tuple[Check, ...]:
+    """All checks of the checkout at `root` in the order in which they run: the fast ones first."""
     python = sys.executable
+    # Not by its file name: the wheel puts it beside the interpreter as 'clang-format' or 'clang-format.exe'.
+    clang_format = (python, "-c", "import clang_format; clang_format.clang_format()")
+    c_files = c_sources(root)
     return (
         Check("ruff", (python, "-m", "ruff", "check", "--quiet", "."), _first_line),
         Check("format", (python, "-m", "ruff", "format", "--check", "."), _last_line),
+        Check(
+            "clang-format",
+            (*clang_format, "--dry-run", "--Werror", "--style=file", "--", *c_files),
+            lambda output: _first_line(output) or f"{len(c_files)} files",
+        ),
         Check("mypy", (python, "-m", "mypy"), _last_line),
         # Tests that share a machine or a server stay together in one worker.
         Check("pytest", (python, "-m", "pytest", "-q", "-n", "2", "--dist", "loadscope"), _pytest_line),
     )
 
 
+def c_sources(root: Path) -> tuple[str, ...]:
+    """Every C file and header below `driver/`, the cross build's declarations included, relative to `root`.
+
+    Raises:
+        FileNotFoundError: there is none. Without a file clang-format would read, and praise, its standard input.
+    """
+    found = sorted(p for p in (root / "driver").rglob("*") if p.suffix in (".c", ".h") and p.is_file())
+    if not found:
+        raise FileNotFoundError(f"there is no C file below '{root / 'driver'}'")
+    return tuple(path.relative_to(root).as_posix() for path in found)
+
+
 def run(root: Path, console: Console, selected: Sequence[Check] | None = None) -> int:
     """Run all checks, also after one has failed; prints the output of those that failed. Returns the exit status."""
     failed = []
-    for check in selected if selected is not None else checks():
+    for check in selected if selected is not None else checks(root):
         console.transient(f"{check.name} ...")
         began = time.monotonic()
         status, output = _run(check.command, root)

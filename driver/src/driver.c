@@ -68,8 +68,8 @@ Exit:
 }
 
 /*
- * Unload, wanted or mandatory, at any moment and with any number of clients: no new connections, no producers, no workers; only then may
- * the Filter Manager tear the instances down, which waits for callbacks that are still running.
+ * Unload, wanted or mandatory, at any moment and with any number of clients: no new connections, no producers, no
+ * workers; only then may the Filter Manager tear the instances down, which waits for callbacks that are still running.
  */
 static _Use_decl_annotations_ NTSTATUS FLTAPI DownlinkUnload(FLT_FILTER_UNLOAD_FLAGS Flags)
 {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 import sys
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from harness import check
 from harness.console import Console
 from harness.interrupts import TerminatedError, exit_status
 from vm.errors import DownlinkError, GuestError
+
+ROOT = Path(__file__).parents[2]
 
 
 class Terminal(io.StringIO):
@@ -116,5 +119,53 @@ def test_check_passes_when_everything_does(tmp_path: Path) -> None:
     assert out.getvalue().splitlines()[-1] == "passed"
 
 
-def test_the_checks_are_ruff_its_formatter_mypy_and_pytest() -> None:
-    assert [one.name for one in check.checks()] == ["ruff", "format", "mypy", "pytest"]
+def test_the_checks_are_ruff_its_formatter_clang_format_mypy_and_pytest() -> None:
+    assert [one.name for one in check.checks(ROOT)] == ["ruff", "format", "clang-format", "mypy", "pytest"]
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A checkout with our style and two files that follow it."""
+    shutil.copy(ROOT / ".clang-format", tmp_path)
+    (tmp_path / "driver" / "src").mkdir(parents=True)
+    (tmp_path / "driver" / "src" / "good.c").write_text("int one;\n")
+    (tmp_path / "driver" / "good.h").write_text("extern int one;\n")
+    return tmp_path
+
+
+def format_check(checkout: Path) -> tuple[int, str]:
+    """The exit status and the output of the C formatter's check."""
+    out = io.StringIO()
+    found = [one for one in check.checks(checkout) if one.name == "clang-format"]
+    return check.run(checkout, Console(out, color=False), found), out.getvalue()
+
+
+def test_c_in_our_style_passes_and_is_counted(checkout: Path) -> None:
+    status, output = format_check(checkout)
+
+    assert status == 0
+    assert "clang-format: ok  2 files" in output
+
+
+@pytest.mark.parametrize("name", ["src/bad.c", "bad.h", "deeper/down/bad.h"])
+def test_c_in_another_style_fails_with_its_file_and_is_left_as_it_is(checkout: Path, name: str) -> None:
+    bad = checkout / "driver" / name
+    bad.parent.mkdir(parents=True, exist_ok=True)
+    bad.write_text("int  two( void ) { return 2; }\n")
+
+    status, output = format_check(checkout)
+
+    assert status == 1
+    assert f"driver/{name}:1:" in output and "code should be clang-formatted" in output
+    assert bad.read_text() == "int  two( void ) { return 2; }\n"
+
+
+def test_no_c_at_all_is_no_success(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no C file"):
+        check.checks(tmp_path)
+
+
+def test_every_c_file_of_the_driver_is_checked() -> None:
+    checked = check.c_sources(ROOT)
+    assert {"driver/downlink_protocol.h", "driver/src/queue.c", "driver/clients/listen.c"} <= set(checked)
+    assert "driver/cross/arm64/wdm.h" in checked
