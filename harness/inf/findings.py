@@ -9,7 +9,7 @@ from datetime import date
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from harness.inf.document import Inf
+    from vm.inf.document import Inf
 
 
 class Severity(enum.Enum):

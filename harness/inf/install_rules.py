@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from harness.inf.document import Entry
 from harness.inf.findings import Broken, Rule, Severity, Subject
-from harness.inf.install import (
+from vm.inf.document import Entry
+from vm.inf.install import (
     STORE_BUILD,
     Family,
     copied_files,

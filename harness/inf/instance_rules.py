@@ -9,8 +9,8 @@ from fractions import Fraction
 
 from harness.inf.filters import GROUPS
 from harness.inf.findings import Broken, Rule, Severity, Subject
-from harness.inf.install import Family, Install, RegistryValue, Service, registry
 from harness.inf.service_rules import each_service
+from vm.inf.install import Family, Install, RegistryValue, Service, registry
 
 _MINIFILTER = "Windows driver documentation, Creating an INF file for a minifilter driver"
 _ALTITUDES = "Windows driver documentation, Load order groups and altitudes for minifilter drivers"

@@ -6,9 +6,9 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 
 from harness.inf import install_rules, instance_rules, service_rules, text_rules, version_rules
-from harness.inf.document import Inf
 from harness.inf.findings import Finding, Rule, Severity, Subject
-from harness.inf.parser import decode, parse
+from vm.inf.document import Inf
+from vm.inf.parser import decode, parse
 
 RULES: tuple[Rule, ...] = (
     *text_rules.RULES,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from harness.inf.document import Section
 from harness.inf.filters import GROUPS
 from harness.inf.findings import Broken, Rule, Severity, Subject
-from harness.inf.install import (
+from vm.inf.document import Section
+from vm.inf.install import (
     Install,
     Service,
     copied_files,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from harness.inf.document import Section
 from harness.inf.findings import Broken, Rule, Severity, Subject
-from harness.inf.install import installs
+from vm.inf.document import Section
+from vm.inf.install import installs
 
 _SYNTAX = "Windows driver documentation, General syntax rules for INF files"
 _STRINGS = "Windows driver documentation, INF Strings section"

@@ -6,9 +6,9 @@ import re
 from collections.abc import Iterator
 from datetime import date
 
-from harness.inf.document import Entry
 from harness.inf.filters import CLASSES
 from harness.inf.findings import Broken, Rule, Severity, Subject
+from vm.inf.document import Entry
 
 _VERSION = "Windows driver documentation, INF Version section"
 _PRIMITIVE = "Windows driver documentation, Creating a new primitive driver"

@@ -16,8 +16,8 @@ from harness import builds, config, verbs
 from harness.client.protocol import MASK_FILES, Connect, ConnectFlag, Kind, RecordFlag, parse
 from harness.config import MachineConfig
 from harness.console import Console
-from harness.inf.parser import parse as parse_inf
 from harness.toolchain import cross_compile
+from vm.inf.parser import parse as parse_inf
 
 ROOT = Path(__file__).resolve().parents[2]
 DRIVER = ROOT / "driver"

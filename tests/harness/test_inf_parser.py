@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from harness.inf import parse
-from harness.inf.install import Family, copied_files, for_architecture, registry, services
-from harness.inf.parser import decode
+from vm.inf.install import Family, copied_files, for_architecture, registry, services
+from vm.inf.parser import decode
 
 
 def fields(line: str) -> list[str]:

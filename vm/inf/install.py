@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from harness.inf.document import Entry, Inf, Section
+from vm.inf.document import Entry, Inf, Section
 
 STORE_BUILD = 25952
 """From this build on (Windows 11 24H2) images stay in the driver store and instances lie under `Parameters`."""

@@ -10,7 +10,7 @@ import codecs
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from harness.inf.document import Entry, Field, Inf, Section, SyntaxProblem, expand
+from vm.inf.document import Entry, Field, Inf, Section, SyntaxProblem, expand
 
 
 @dataclass(slots=True)
@@ -53,6 +53,17 @@ def decode(data: bytes) -> tuple[str, list[SyntaxProblem]]:
                 )
             )
     return data.decode("utf-8", errors="replace"), problems
+
+
+def read(data: bytes, architecture: str = "") -> Inf:
+    """Decode and parse the content of an INF file; what is wrong with either is in `Inf.problems`.
+
+    Args:
+        architecture: as INFs call it ("amd64"); stands in for `$ARCH$`, as it does when the INF is stamped.
+    """
+    text, problems = decode(data)
+    parsed = parse(text.replace("$ARCH$", architecture) if architecture else text)
+    return Inf(parsed.sections, parsed.strings, (*problems, *parsed.problems))
 
 
 def parse(text: str) -> Inf:
