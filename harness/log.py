@@ -2,14 +2,42 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import logging
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TextIO
+from urllib.parse import quote, quote_plus
+from xml.sax.saxutils import escape
 
 MASK = "***"
+
+_SHORTEST_DERIVED = 6
+"""Encodings of shorter secrets are so short that they would turn up by chance."""
+
+
+def forms(secret: str) -> tuple[str, ...]:
+    """The texts in which a secret can turn up: itself, escaped for a URL, JSON or XML, in base64 and in hexadecimal.
+
+    Base64 encodes three bytes at a time, so a secret inside of something longer ("user:secret", as in a header) has
+    three faces; of each, the characters that its neighbours cannot change. The same for UTF-16, which
+    `-EncodedCommand` of PowerShell carries. Longest first.
+    """
+    found = {secret}
+    if len(secret) >= _SHORTEST_DERIVED:
+        found |= {quote(secret), quote(secret, safe=""), quote_plus(secret), escape(secret)}
+        found |= {json.dumps(secret, ensure_ascii=ascii_only)[1:-1] for ascii_only in (True, False)}
+        for data in (secret.encode(), secret.encode("utf-16-le")):
+            found |= {data.hex(), data.hex().upper()}
+            for encode in (base64.b64encode, base64.urlsafe_b64encode):
+                found.add(encode(data).decode())
+                for shift in range(3):
+                    first, last = -(-shift * 8 // 6), (shift + len(data)) * 4 // 3
+                    found.add(encode(b"\0" * shift + data + b"\0\0").decode()[first:last])
+    return tuple(sorted(found, key=len, reverse=True))
 
 
 class Log:
@@ -25,10 +53,10 @@ class Log:
         self._secrets: list[str] = []
 
     def protect(self, secret: str) -> None:
-        """From now on `secret` is written as `***`, wherever it turns up."""
+        """From now on `secret` is written as `***`, wherever it turns up, and in whichever of its `forms`."""
         if secret:
             with self._lock:
-                self._secrets = sorted({*self._secrets, secret}, key=len, reverse=True)
+                self._secrets = sorted({*self._secrets, *forms(secret)}, key=len, reverse=True)
 
     def scrub(self, text: str) -> str:
         """`text` without the protected secrets."""
