@@ -11,6 +11,8 @@ BIT_STRING = 0x03
 OCTET_STRING = 0x04
 NULL = 0x05
 OBJECT_IDENTIFIER = 0x06
+UTC_TIME = 0x17
+BMP_STRING = 0x1E
 SEQUENCE = 0x30
 SET = 0x31
 
@@ -44,6 +46,16 @@ def encode_oid(dotted: str) -> bytes:
             groups.append(0x80 | arc & 0x7F)
         body += bytes(reversed(groups))
     return encode(OBJECT_IDENTIFIER, bytes(body))
+
+
+def sequence(*members: bytes) -> bytes:
+    """A SEQUENCE of encoded values."""
+    return encode(SEQUENCE, *members)
+
+
+def explicit(number: int, value: bytes) -> bytes:
+    """An encoded value inside of an explicit tag `[number]`."""
+    return encode(context(number, constructed=True), value)
 
 
 def encode_set_of(members: Iterable[bytes], tag: int = SET) -> bytes:
@@ -95,6 +107,14 @@ class Node:
 def decode(data: bytes) -> Node:
     """The value at the beginning of `data`; bytes behind it are left alone. ValueError when it is not DER."""
     return _node(data, 0)
+
+
+def decode_all(data: bytes) -> Node:
+    """The one value that `data` is. ValueError when it is not DER or bytes follow."""
+    node = _node(data, 0)
+    if len(node.encoded) != len(data):
+        raise ValueError(f"{len(data) - len(node.encoded)} bytes behind the value")
+    return node
 
 
 def _node(data: bytes, offset: int) -> Node:
