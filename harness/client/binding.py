@@ -125,7 +125,14 @@ class Binding(Protocol):
 
     def filter_load(self, name: str) -> None: ...
 
-    def filter_unload(self, name: str) -> None: ...
+    def filter_unload(self, name: str) -> None:
+        """FilterUnload: the filter may refuse (fact X10)."""
+        ...
+
+    def service_stop(self, name: str) -> None:
+        """ControlService(SERVICE_CONTROL_STOP) on a filter's service, until it has stopped: the filter is unloaded
+        and may not refuse (fact X10). It is loaded again by `filter_load`."""
+        ...
 
     def filter_attach(
         self, name: str, volume: str, instance: str | None = None, altitude: str | None = None

@@ -154,6 +154,12 @@ class EmulatedBinding:
     def filter_unload(self, name: str) -> None:
         self._port("FilterUnload", "filter_unload", name=name)
 
+    def service_stop(self, name: str) -> None:
+        # Not fltlib's: the service control manager answers with a Win32 error.
+        error = int(self._port("ControlService", "service_stop", name=name)["error"])
+        if error:
+            raise port_error(hr.from_win32(error), "ControlService")
+
     def filter_attach(
         self, name: str, volume: str, instance: str | None = None, altitude: str | None = None
     ) -> str:

@@ -46,7 +46,7 @@ class AccessDeniedError(PortError):
 
 
 class NotFoundError(PortError):
-    """No such port, filter, volume or instance."""
+    """No such port, filter, volume, instance or service."""
 
 
 class ConnectionLimitError(PortError):
@@ -112,6 +112,7 @@ _CLASSES: Final = MappingProxyType(
         hr.FLT_FILTER_NOT_FOUND: NotFoundError,
         0x801F0014: NotFoundError,
         0x801F0015: NotFoundError,
+        hr.SERVICE_DOES_NOT_EXIST: NotFoundError,
         hr.CONNECTION_COUNT_LIMIT: ConnectionLimitError,
         hr.OPERATION_ABORTED: CancelledError,
         hr.INSUFFICIENT_BUFFER: BufferTooSmallError,

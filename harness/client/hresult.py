@@ -27,7 +27,11 @@ NO_MORE_ITEMS: Final = 0x80070103
 ARITHMETIC_OVERFLOW: Final = 0x80070216
 OPERATION_ABORTED: Final = 0x800703E3
 IO_PENDING: Final = 0x800703E5
+INVALID_SERVICE_CONTROL: Final = 0x8007041C
 SERVICE_ALREADY_RUNNING: Final = 0x80070420
+SERVICE_DOES_NOT_EXIST: Final = 0x80070424
+SERVICE_CANNOT_ACCEPT_CTRL: Final = 0x80070425
+SERVICE_NOT_ACTIVE: Final = 0x80070426
 CONNECTION_COUNT_LIMIT: Final = 0x800704D6
 REVISION_MISMATCH: Final = 0x8007051A
 PRIVILEGE_NOT_HELD: Final = 0x80070522
@@ -205,6 +209,18 @@ _DESCRIPTIONS: Final = MappingProxyType(
         IO_PENDING: Description("ERROR_IO_PENDING", "the request waits for a message"),
         0x800703E6: Description("ERROR_NOACCESS", "a buffer is not accessible memory"),
         SERVICE_ALREADY_RUNNING: Description("ERROR_SERVICE_ALREADY_RUNNING", "the filter is loaded already"),
+        INVALID_SERVICE_CONTROL: Description(
+            "ERROR_INVALID_SERVICE_CONTROL", "the driver does not let its service be stopped"
+        ),
+        SERVICE_DOES_NOT_EXIST: Description(
+            "ERROR_SERVICE_DOES_NOT_EXIST",
+            "no service of that name is installed",
+            "list the services of drivers with 'sc query type= driver state= all'",
+        ),
+        SERVICE_CANNOT_ACCEPT_CTRL: Description(
+            "ERROR_SERVICE_CANNOT_ACCEPT_CTRL", "the service is being stopped already"
+        ),
+        SERVICE_NOT_ACTIVE: Description("ERROR_SERVICE_NOT_ACTIVE", "the service does not run"),
         0x80070490: Description("ERROR_NOT_FOUND", "there was nothing to cancel"),
         CONNECTION_COUNT_LIMIT: Description(
             "ERROR_CONNECTION_COUNT_LIMIT",

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from harness.client import hresult as hr
-from harness.client import windows_api, windows_filters, windows_token
+from harness.client import windows_api, windows_filters, windows_services, windows_token
 from harness.client.binding import (
     OPERATION_SECONDS,
     Completion,
@@ -185,6 +185,12 @@ class WindowsBinding(WindowsFiles):
     def filter_unload(self, name: str) -> None:
         self._enable_privilege()
         self._hresult("FilterUnload", name)
+
+    def service_stop(self, name: str) -> None:
+        def stop() -> None:
+            windows_services.stop(self.api, name, seconds=OPERATION_SECONDS)
+
+        self.run("ControlService", stop, seconds=2 * OPERATION_SECONDS)
 
     def filter_attach(
         self, name: str, volume: str, instance: str | None = None, altitude: str | None = None

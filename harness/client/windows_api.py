@@ -34,6 +34,12 @@ SECURITY_MAX_SID_SIZE: Final = 68
 
 PROCESS_SUSPEND_RESUME: Final = 0x0800
 
+SC_MANAGER_CONNECT: Final = 0x0001
+SERVICE_QUERY_STATUS: Final = 0x0004
+SERVICE_STOP: Final = 0x0020
+SERVICE_CONTROL_STOP: Final = 1
+SERVICE_STOPPED: Final = 1
+
 
 class FilterMessageHeader(ctypes.Structure):
     """FILTER_MESSAGE_HEADER: the payload follows at 16 (fact R4)."""
@@ -100,6 +106,20 @@ class TokenPrivileges(ctypes.Structure):
     """TOKEN_PRIVILEGES with one privilege."""
 
     _fields_ = (("PrivilegeCount", c_uint32), ("Luid", Luid), ("Attributes", c_uint32))
+
+
+class ServiceStatus(ctypes.Structure):
+    """SERVICE_STATUS."""
+
+    _fields_ = (
+        ("dwServiceType", c_uint32),
+        ("dwCurrentState", c_uint32),
+        ("dwControlsAccepted", c_uint32),
+        ("dwWin32ExitCode", c_uint32),
+        ("dwServiceSpecificExitCode", c_uint32),
+        ("dwCheckPoint", c_uint32),
+        ("dwWaitHint", c_uint32),
+    )
 
 
 class FilterAggregateStandard(ctypes.Structure):
@@ -230,6 +250,11 @@ PROTOTYPES: Final[MappingProxyType[str, dict[str, tuple[Any, ...]]]] = MappingPr
             "RevertToSelf": (c_int32,),
             "LookupPrivilegeValueW": (c_int32, c_wchar_p, c_wchar_p, _OUT),
             "AdjustTokenPrivileges": (c_int32, _HANDLE, c_int32, c_void_p, c_uint32, c_void_p, c_void_p),
+            "OpenSCManagerW": (_HANDLE, c_wchar_p, c_wchar_p, c_uint32),
+            "OpenServiceW": (_HANDLE, _HANDLE, c_wchar_p, c_uint32),
+            "ControlService": (c_int32, _HANDLE, c_uint32, _OUT),
+            "QueryServiceStatus": (c_int32, _HANDLE, _OUT),
+            "CloseServiceHandle": (c_int32, _HANDLE),
         },
     }
 )  # fmt: skip

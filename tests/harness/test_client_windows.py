@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from harness.client import errors, files, windows_api, windows_filters, windows_processes
+from harness.client import errors, files, windows_api, windows_filters, windows_processes, windows_services
 from harness.client import fileinformation as info
 from harness.client import hresult as hr
 from harness.client.operator_thread import Operator
@@ -85,6 +85,7 @@ def binding(windows: FakeWindows) -> WindowsBinding:
         (windows_api.IoStatusBlock, 16, {"Status": 0, "Information": 8}),
         (windows_api.SidAndAttributes, 16, {"Sid": 0, "Attributes": 8}),
         (windows_api.TokenPrivileges, 16, {"Luid": 4, "Attributes": 12}),
+        (windows_api.ServiceStatus, 28, {"dwCurrentState": 4, "dwWin32ExitCode": 12, "dwWaitHint": 24}),
         (
             windows_api.FilterAggregateStandard,
             0x1C,
@@ -297,6 +298,75 @@ def test_a_privilege_that_the_token_does_not_have_is_an_error(
     windows.error = 1300
     with pytest.raises(errors.PortError, match="SeLoadDriverPrivilege"):
         binding.filter_load("Downlink")
+
+
+SERVICE_STOP_PENDING = 3
+
+
+@pytest.fixture
+def service(windows: FakeWindows) -> list[int]:
+    """A service that can be stopped: the states that it will be in, one after the other."""
+    states = [windows_api.SERVICE_STOPPED]
+
+    def state(*arguments: Any) -> int:
+        target(arguments[-1]).dwCurrentState = states.pop(0)
+        return 1
+
+    windows.answers |= {"OpenSCManagerW": 0x10, "OpenServiceW": 0x20}
+    windows.answers |= dict.fromkeys(("ControlService", "QueryServiceStatus"), state)
+    return states
+
+
+def test_a_service_is_stopped_with_the_least_rights_and_its_handles_are_closed(
+    windows: FakeWindows, binding: WindowsBinding, service: list[int]
+) -> None:
+    binding.service_stop("Downlink")
+    assert windows.called("OpenSCManagerW") == [(None, None, 0x1)]
+    assert windows.called("OpenServiceW") == [(0x10, "Downlink", 0x24)]
+    assert [call[:2] for call in windows.called("ControlService")] == [(0x20, 1)]
+    assert windows.called("CloseServiceHandle") == [(0x20,), (0x10,)]
+
+
+def test_a_service_that_is_still_stopping_is_waited_for(
+    windows: FakeWindows, binding: WindowsBinding, service: list[int]
+) -> None:
+    service[:] = [SERVICE_STOP_PENDING, SERVICE_STOP_PENDING, windows_api.SERVICE_STOPPED]
+    binding.service_stop("Downlink")
+    assert len(windows.called("QueryServiceStatus")) == 2
+    assert not service
+
+
+def test_a_service_that_does_not_stop_is_given_up_with_its_state(
+    windows: FakeWindows, service: list[int]
+) -> None:
+    service[:] = [SERVICE_STOP_PENDING] * 1000
+    with pytest.raises(
+        errors.OperationTimeoutError, match=r"'Downlink' has not stopped within 0\.1 s; its state is 3"
+    ):
+        windows_services.stop(windows.libraries, "Downlink", seconds=0.1)
+    assert windows.called("CloseServiceHandle") == [(0x20,), (0x10,)]
+
+
+@pytest.mark.parametrize(
+    ("function", "error", "closed"),
+    [
+        ("OpenSCManagerW", 5, 0),
+        ("OpenServiceW", 1060, 1),
+        ("ControlService", 1062, 2),
+        ("ControlService", 1052, 2),
+    ],
+)
+def test_a_service_that_cannot_be_stopped_is_an_error_of_the_step_that_failed(
+    windows: FakeWindows, binding: WindowsBinding, service: list[int], function: str, error: int, closed: int
+) -> None:
+    windows.answers[function] = 0
+    windows.error = error
+    with pytest.raises(errors.PortError) as caught:
+        binding.service_stop("Downlink")
+    assert caught.value.hresult == hr.from_win32(error)
+    assert caught.value.operation == function.removesuffix("W")
+    assert isinstance(caught.value, errors.NotFoundError) == (error == 1060)
+    assert len(windows.called("CloseServiceHandle")) == closed
 
 
 def test_a_restricted_token_denies_administrators_and_is_closed_again(

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from vm.emulated import service_control
 from vm.emulated.boot import make_kernel
 from vm.emulated.computer import (
     NTSTATUS,
@@ -39,6 +40,7 @@ from vm.emulated.kernel.status import (
 from vm.emulated.kernel.threads import KThread, Model, ThreadState, Wait
 from vm.emulated.processor import Processor
 from vm.emulated.registry import Registry
+from vm.emulated.service_control import in_system_thread
 from vm.emulated.services import Service, close_all, kernel_services, may_load_drivers
 from vm.machine import Condition
 
@@ -292,8 +294,17 @@ class System:
             return service
 
         return {
-            "filter_load": privileged(lambda k, name: loading.load_filter(k, name, self._open_image)),
-            "filter_unload": privileged(lambda k, name: loading.unload_filter(k, name, mandatory=False)),
+            "filter_load": privileged(
+                lambda k, name: in_system_thread(
+                    k, loading.load_filter(k, name, self._open_image), f"load of '{name}'"
+                )
+            ),
+            "filter_unload": privileged(
+                lambda k, name: in_system_thread(
+                    k, loading.unload_filter(k, name, mandatory=False), f"unload of '{name}'"
+                )
+            ),
+            "service_stop": service_control.stop,
             "filter_attach": privileged(attach),
             "filter_detach": privileged(detach),
             "list_filters": listing("filters", _filters),
