@@ -10,9 +10,12 @@ from typing import Literal, cast
 from harness import inf, package, signing, toolchain
 from harness.config import CONFIGURATIONS, TOOLCHAINS, Configuration, DriverConfig, check_choice
 from harness.package import DriverIdentity, Package
+from harness.signing import SigningIdentity
 from harness.toolchain import BuildResult
 from vm.deadline import Deadline
 from vm.errors import BuildError, PackageError
+from vm.inf import install as installing
+from vm.inf import read as read_inf
 
 log = logging.getLogger(__name__)
 
@@ -70,18 +73,21 @@ def build_package(
     certificate = root / ".cache" / "signing" / f"{result.name}.cer"
     if not certificate.exists() or certificate.read_bytes() != identity.certificate_der:
         certificate.write_bytes(identity.certificate_der)
-    directory = root / "out" / toolchain.directory_name(configuration, architecture)
+    output = toolchain.directory_name(configuration, architecture)
     names = DriverIdentity(driver.service, driver.instance, driver.altitude)
-    current = _current(directory, result, names, identity.certificate_der)
+    current = _current(root / "out" / output, result, names, identity)
     if current is not None:
         return current
+    image = signing.sign_image(result.image.read_bytes(), identity, name=result.image.name)
     return package.write_package(
         result,
-        directory,
-        signed_image=signing.sign_image(result.image.read_bytes(), identity, name=result.image.name),
+        root / "out" / output,
+        signed_image=image,
         certificate=certificate,
+        catalog=_write_catalog(result, image, identity, root / ".cache" / "signing" / output),
         identity=names,
         repository=root,
+        experimental=_experimental(result),
     )
 
 
@@ -104,14 +110,44 @@ def check_inf(path: Path, architecture: str) -> None:
         log.warning("%s", finding.render(path.name))
 
 
+def _catalog(result: BuildResult, image: bytes, identity: SigningIdentity) -> tuple[str, bytes] | None:
+    """Name and content of the catalog over the image and the INF; None without an INF that names one."""
+    if result.inf is None:
+        return None
+    content = result.inf.read_bytes()
+    name = installing.catalog_file(read_inf(content), inf.ARCHITECTURES[result.architecture])
+    if not name:
+        return None
+    files = {result.image.name: image, result.inf.name: content}
+    return name, signing.make_catalog(files, identity, result.architecture)
+
+
+def _write_catalog(
+    result: BuildResult, image: bytes, identity: SigningIdentity, directory: Path
+) -> Path | None:
+    made = _catalog(result, image, identity)
+    if made is None:
+        return None
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / made[0]
+    path.write_bytes(made[1])
+    return path
+
+
+def _experimental(result: BuildResult) -> tuple[str, ...]:
+    """What of a package made without Windows no Windows has accepted yet."""
+    return ("signature", "catalog") if result.inf is not None else ("signature",)
+
+
 def _current(
-    directory: Path, result: BuildResult, names: DriverIdentity, certificate: bytes
+    directory: Path, result: BuildResult, names: DriverIdentity, identity: SigningIdentity
 ) -> Package | None:
     """The package that is there if it is of exactly this build, these names and this certificate."""
     try:
         found = package.load_package(directory)
         packed = found.path("certificate")
-        inf = found.path("inf")
+        packed_inf = found.path("inf")
+        catalog = found.path("catalog")
     except PackageError:
         return None
     manifest = found.manifest
@@ -123,9 +159,13 @@ def _current(
         and manifest.architecture == result.architecture
         and dict(manifest.versions) == dict(result.versions)
         and packed is not None
-        and packed.read_bytes() == certificate
-        and _same_content(inf, result.inf)
+        and packed.read_bytes() == identity.certificate_der
+        and _same_content(packed_inf, result.inf)
         and _same_content(found.path("symbols"), result.symbols)
+        and manifest.experimental == tuple(sorted(_experimental(result)))
+        # Made anew, because that takes a millisecond: it depends on nothing but the files and the certificate.
+        and _catalog(result, found.image.read_bytes(), identity)
+        == ((catalog.name, catalog.read_bytes()) if catalog is not None else None)
     )
     return found if same else None
 

@@ -5,7 +5,19 @@ has to say, and says which of it is missing before a machine does so with an err
 """
 
 from harness.inf.findings import Finding, Rule, Severity
-from harness.inf.lint import RULES, lint
+from harness.inf.lint import ARCHITECTURES, RULES, lint
 from vm.inf import Entry, Field, Inf, Section, parse
 
-__all__ = ["RULES", "Entry", "Field", "Finding", "Inf", "Rule", "Section", "Severity", "lint", "parse"]
+__all__ = [
+    "ARCHITECTURES",
+    "RULES",
+    "Entry",
+    "Field",
+    "Finding",
+    "Inf",
+    "Rule",
+    "Section",
+    "Severity",
+    "lint",
+    "parse",
+]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from harness import builds, config
 from harness.config import Configuration
 from harness.signing import verify_embedded
+from vm.emulated.image.catalog import verify_catalog
 from vm.errors import BuildError, ConfigurationError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -38,6 +40,46 @@ def test_a_package_is_signed_named_as_configured_and_made_only_once(settings: Co
     assert first.manifest.driver.service == settings.driver().service
     assert (second.directory / "manifest.json").stat().st_mtime_ns == written
     assert second == first
+
+
+def test_a_package_has_a_catalog_over_its_image_and_its_inf_and_says_that_no_windows_has_seen_it(
+    settings: Configuration,
+) -> None:
+    made = build(settings)
+    inf, catalog = made.path("inf"), made.path("catalog")
+
+    assert inf is not None and catalog is not None and catalog.name == "downlink.cat"
+    found = verify_catalog(catalog.read_bytes())
+    assert {member.file for member in found.members} == {"downlink.sys", "downlink.inf"}
+    assert found.member_for(made.image.read_bytes(), "downlink.sys") is not None
+    assert found.member_for(inf.read_bytes(), "downlink.inf") is not None
+    assert made.manifest.experimental == ("catalog", "signature")
+    signer = verify_embedded(made.image.read_bytes())
+    assert found.signer is not None and found.signer.thumbprint == signer.thumbprint
+
+
+def test_a_changed_inf_gets_a_catalog_of_its_own(settings: Configuration) -> None:
+    first = build(settings).entry("catalog").sha256
+    inf = settings.root / "driver" / "downlink.inf"
+    inf.write_text(inf.read_text(encoding="utf-8").replace("installation media", "media"), encoding="utf-8")
+
+    made = build(settings)
+
+    assert made.entry("catalog").sha256 != first
+    packed = made.path("inf")
+    assert packed is not None
+    catalog = verify_catalog((made.directory / "downlink.cat").read_bytes())
+    assert catalog.member_for(packed.read_bytes(), packed.name) is not None
+
+
+def test_a_package_of_an_older_harness_without_a_catalog_is_made_anew(settings: Configuration) -> None:
+    made = build(settings)
+    manifest = json.loads((made.directory / "manifest.json").read_text(encoding="utf-8"))
+    manifest["files"] = [file for file in manifest["files"] if file["role"] != "catalog"]
+    (made.directory / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    (made.directory / "downlink.cat").unlink()
+
+    assert build(settings).path("catalog") is not None
 
 
 def test_a_new_certificate_makes_a_new_package_of_the_same_image(settings: Configuration) -> None:

@@ -92,6 +92,15 @@ def number(text: str) -> int | None:
         return None
 
 
+def catalog_file(inf: Inf, architecture: str) -> str:
+    """Name of the catalog that `[Version]` names for an architecture ("amd64"), empty if it names none."""
+    version = inf.section("Version")
+    if version is None:
+        return ""
+    keys = (f"CatalogFile.NT{architecture}", "CatalogFile.NT", "CatalogFile")
+    return next((name for key in keys if (name := version.text(key))), "")
+
+
 def installs(inf: Inf) -> list[Install]:
     """All install and uninstall sections, without their `.Services`."""
     found = []
