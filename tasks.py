@@ -92,6 +92,9 @@ def deploy(
         "machine": "machine of harness.toml",
         "driver": "driver of harness.toml",
         "select": "marks or names: 'not slow', 'connect and not limit'",
+        "workers": "share the suite between so many clones of the machine",
+        "checkpoint": "restore this checkpoint instead of the machine's own, as in 'verifier'",
+        "resume": "follow the latest run, whose suite goes on in the guest, to its end",
         "toolchain": "what compiles the driver: zig",
         "configuration": "debug or release",
     }
@@ -101,6 +104,9 @@ def test(
     machine: str = "",
     driver: str = "",
     select: str = "",
+    workers: int = 1,
+    checkpoint: str = "",
+    resume: bool = False,
     toolchain: str = "",
     configuration: str = "",
 ) -> int:
@@ -109,7 +115,15 @@ def test(
     from harness.console import Console
 
     settings = _configuration()
-    choices = verbs.Choices(driver=driver or None, machine=machine or None, select=select or None)
+    choices = verbs.Choices(
+        driver=driver or None,
+        machine=machine or None,
+        select=select or None,
+        workers=workers,
+        checkpoint=checkpoint or None,
+    )
+    if resume:
+        return verbs.resume(settings, choices, Console())
     settings.machine(choices.machine)
     return verbs.test(settings, choices, _builder(settings, driver, toolchain, configuration), Console())
 

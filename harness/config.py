@@ -94,10 +94,24 @@ class Configuration:
         """Where the machine keeps its state on this host."""
         return self.root / ".machines" / name
 
-    def create_machine(self, name: str | None, driver: DriverConfig) -> Machine:
-        """The object that controls a machine, told what `driver` promises; starts nothing."""
+    def create_machine(
+        self, name: str | None, driver: DriverConfig, checkpoint: str | None = None
+    ) -> Machine:
+        """The object that controls a machine, told what `driver` promises; starts nothing.
+
+        Raises:
+            ConfigurationError: there is no such machine, or its kind has no checkpoints by name.
+        """
         chosen = self.machine(name)
         settings = {**chosen.settings, "rules": {driver.service: dict(driver.rules)}}
+        if checkpoint is not None:
+            if "checkpoint" not in chosen.kind.settings:
+                raise ConfigurationError(
+                    f"machines of the kind '{chosen.kind.name}' have no checkpoints by name",
+                    hint="leave out --checkpoint",
+                    machine=chosen.name,
+                )
+            settings["checkpoint"] = checkpoint
         return chosen.kind.create(chosen.name, self.machine_directory(chosen.name), settings)
 
 

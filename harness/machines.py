@@ -76,6 +76,22 @@ class HeldMachine:
         for violation in condition.violations:
             error.causes += (MachineError(f"{violation.rule} by '{violation.driver}': {violation.message}"),)
 
+    def mark_dirty(self, error: DownlinkError) -> None:
+        """Remember that the machine must be restored, if this error means so: a hung unload holds it for ever."""
+        if isinstance(error, UnloadError):
+            self._dirty.parent.mkdir(parents=True, exist_ok=True)
+            self._dirty.write_text(error.message + "\n", encoding="utf-8")
+
+    def clone(self, number: int) -> HeldMachine:
+        """Another machine with the same clean state, for one of several workers; `number` counts from 1.
+
+        Raises:
+            MachineError: machines of this kind have no clones.
+        """
+        notes = self._dirty.parent / f"w{number}"
+        notes.mkdir(exist_ok=True)
+        return HeldMachine(self.machine.clone(number), notes)
+
     def check(self, package: Package) -> None:
         """Refuse a package whose image the machine cannot load; raises `PackageError` before anything is touched."""
         self.machine.check_image(package.image.read_bytes(), package.image.name)
@@ -88,23 +104,26 @@ class HeldMachine:
         except BaseException as error:
             if isinstance(error, DownlinkError):
                 self.explain(error)
-            if isinstance(error, UnloadError):
-                self._dirty.parent.mkdir(parents=True, exist_ok=True)
-                self._dirty.write_text(error.message + "\n", encoding="utf-8")
+                self.mark_dirty(error)
             if self.started_here:
                 self.stop()
             raise
 
 
 @contextmanager
-def held(configuration: Configuration, name: str | None, driver: DriverConfig) -> Iterator[HeldMachine]:
+def held(
+    configuration: Configuration, name: str | None, driver: DriverConfig, checkpoint: str | None = None
+) -> Iterator[HeldMachine]:
     """The machine of that name, for this command alone.
 
+    Args:
+        checkpoint: what `restore` goes back to; None = what the machine's settings say.
+
     Raises:
-        ConfigurationError: there is no such machine.
+        ConfigurationError: there is no such machine, or its kind has no checkpoints by name.
         MachineError: another command has it.
     """
-    machine = configuration.create_machine(name, driver)
+    machine = configuration.create_machine(name, driver, checkpoint)
     directory = configuration.machine_directory(machine.name)
     # Beside, not in, the machine's directory: a restore may replace that whole.
     notes = directory.parent / f".{machine.name}"

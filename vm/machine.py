@@ -82,6 +82,8 @@ class Abilities:
     """`restore` really goes back to a clean state; False = the harness has to clean up behind itself."""
     detached: bool = False
     """Suites run as a scheduled task in the guest and survive the loss of every connection."""
+    witness: bool = False
+    """`condition` knows of every crash and broken rule by itself; False = the guest's event log is asked."""
     restarts: bool = True
     """The guest may be restarted, and a restart leaves what was installed."""
     untested: tuple[str, ...] = ()
@@ -159,6 +161,14 @@ class Machine(Protocol):
 
     def restore(self, deadline: Deadline, *, keep: bool = True) -> GuestAddress:
         """Put the machine back to its clean checkpoint and bring it up. Addresses and passwords may change."""
+        ...
+
+    def clone(self, number: int) -> Machine:
+        """Another machine with the same clean state, which runs beside this one; `number` counts from 1.
+
+        Raises:
+            MachineError: machines of this kind have no clones.
+        """
         ...
 
     def check_image(self, image: bytes, name: str) -> None:

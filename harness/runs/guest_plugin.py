@@ -34,6 +34,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("downlink", "reporting to the host")
     group.addoption("--event-prefix", default="@event ", help="what every event's line starts with")
     group.addoption("--event-file", default=None, help="file that keeps the events, too")
+    group.addoption("--event-sync", action="store_true", help="write that file through to the disk each time")
     group.addoption("--select", default=None, help="expression of marks, or of names if it has other words")
     group.addoption("--test-seconds", type=float, default=0.0, help="end the run when one test takes longer")
 
@@ -57,6 +58,7 @@ class Reporter:
         self._config = config
         self._prefix = str(config.getoption("event_prefix"))
         self._seconds = float(config.getoption("test_seconds"))
+        self._sync = bool(config.getoption("event_sync"))
         self._number = 0
         self._reports: list[pytest.TestReport] = []
         file = config.getoption("event_file")
@@ -73,6 +75,9 @@ class Reporter:
         if self._file is not None:
             self._file.write(line + "\n")
             self._file.flush()
+            if self._sync:
+                # What was only flushed is zeros after a bugcheck: the length was written, the data was not.
+                os.fsync(self._file.fileno())
         # A line of its own, whatever pytest or a test left unfinished on the same stream.
         _OUTPUT.write(f"\n{self._prefix}{line}\n")
         _OUTPUT.flush()

@@ -30,6 +30,7 @@ class Journal:
         self.path = path
         self._log = log or Log()
         self._lock = threading.Lock()
+        _remove_torn_line(path)
         self._file = path.open("a", encoding="utf-8", newline="\n")
 
     def write(self, event: str, **values: Any) -> Event:
@@ -57,3 +58,10 @@ def read(path: Path) -> Iterator[Event]:
             if not line.endswith("\n"):
                 return
             yield json.loads(line)
+
+
+def _remove_torn_line(path: Path) -> None:
+    """Cut off a last line that a crash of the host left incomplete, so that what is appended begins a new one."""
+    if path.exists():
+        with path.open("r+b") as file:
+            file.truncate(file.read().rfind(b"\n") + 1)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from harness.deployment import StepResult
 from harness.log import Log
 from harness.runs import directory, junit, report
+from harness.runs.directory import RunDirectory
 from harness.runs.journal import Event, Journal, read
 from harness.runs.results import Results, collect
 from harness.runs.view import RunView
 from vm.errors import DownlinkError
+from vm.machine import CrashReport
 
 
 class RunRecord:
@@ -26,9 +29,23 @@ class RunRecord:
     """
 
     def __init__(self, runs: Path, machine: str, *, keep: int, view: RunView) -> None:
-        self.directory = directory.create(runs, machine, keep=keep)
-        self.log = Log(self.directory.log.open("w", encoding="utf-8"))
-        self.journal = Journal(self.directory.journal, self.log)
+        self._open(directory.create(runs, machine, keep=keep), view)
+
+    @classmethod
+    def reopened(cls, run: RunDirectory, view: RunView) -> Self:
+        """The record of a run that was cut short, to be continued."""
+        record = cls.__new__(cls)
+        record._open(run, view)
+        for event in read(run.journal):
+            view.recall(event)
+        return record
+
+    def _open(self, run: RunDirectory, view: RunView) -> None:
+        self.results: Results | None = None
+        """What came out of it, once it is finished."""
+        self.directory = run
+        self.log = Log(run.log.open("a", encoding="utf-8"))
+        self.journal = Journal(run.journal, self.log)
         self.view = view
 
     def write(self, event: str, **values: Any) -> None:
@@ -52,11 +69,16 @@ class RunRecord:
         """Write down what went wrong outside of any test."""
         self.journal.write("problem", text=error.message, hint=error.hint)
 
-    def keep_logs(self, source: Path) -> None:
-        """Copy the logs that the machine itself wrote on this host, `source`, into the run."""
+    def crash(self, report: CrashReport) -> None:
+        """Write down a bugcheck."""
+        self.journal.write("crash", **asdict(report))
+
+    def keep_logs(self, source: Path, worker: str = "") -> None:
+        """Copy the logs that the machine itself wrote on this host, in `source`, into the run."""
         for path in source.glob("*.log"):
-            (self.directory.path / "machine").mkdir(exist_ok=True)
-            shutil.copyfile(path, self.directory.path / "machine" / path.name)
+            place = self.directory.path / "machine" / worker
+            place.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, place / path.name)
 
     def finish(self, seconds: float) -> Results:
         """Close the journal and derive from it everything else that the run leaves behind."""
@@ -67,4 +89,5 @@ class RunRecord:
         results = collect(read(self.directory.journal))
         junit.write(results, self.directory.junit)
         report.write(results, self.directory.report)
+        self.results = results
         return results

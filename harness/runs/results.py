@@ -74,7 +74,7 @@ class Results:
     deselected: int = 0
     interrupted: bool = False
     ended: bool = False
-    """pytest came to its own end."""
+    """pytest came to its own end, in every worker."""
     seconds: float = 0.0
 
     def count(self, *outcomes: Outcome) -> int:
@@ -116,7 +116,7 @@ def collect(events: Iterable[Event]) -> Results:
     lists: dict[str, list[Any]] = {"step": [], "crash": [], "violation": [], "problem": []}
     lost: list[str] = []
     head: Event = {}
-    deselected, interrupted, ended, seconds = 0, False, False, 0.0
+    deselected, interrupted, ends, seconds = 0, False, 0, 0.0
     for event in events:
         match event["event"]:
             case "run":
@@ -148,7 +148,7 @@ def collect(events: Iterable[Event]) -> Results:
             case "interrupted":
                 interrupted = True
             case "end":
-                ended = True
+                ends += 1
             case "verdict":
                 seconds = event["seconds"]
     for id in running:
@@ -160,11 +160,11 @@ def collect(events: Iterable[Event]) -> Results:
         steps=tuple(lists["step"]),
         crashes=tuple(lists["crash"]),
         violations=tuple(lists["violation"]),
-        # A known bugcheck says it better than the connection that broke with it.
-        problems=(*lists["problem"], *([] if lists["crash"] else lost)),
+        # A known bugcheck, or the user himself, says it better than the connection that broke with it.
+        problems=(*lists["problem"], *([] if lists["crash"] or interrupted else lost)),
         deselected=deselected,
         interrupted=interrupted,
-        ended=ended,
+        ended=ends >= int(head.get("workers", 1)),
         seconds=seconds,
     )
 

@@ -6,21 +6,24 @@ import secrets
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 from harness.deployment.plan import GUEST_ROOT
-from harness.remote.faults import ConnectionLostError, ShellGoneError
 from harness.remote.guest import Guest
-from harness.remote.quoting import quotable
-from harness.remote.winrm import CommandResult
-from harness.runs import upload
-from harness.runs.journal import Event
+from harness.runs import attached, detached, upload
+from harness.runs.detached import DetachedSuite
+from harness.runs.directory import RunDirectory
+from harness.runs.journal import Event, read
 from harness.runs.record import RunRecord
+from harness.runs.share import Share
 from harness.runs.stream import EventStream
+from harness.runs.suite import EVENTS_FILE, SuiteEnd, SuiteRequest, check_selection, pytest_arguments
 from vm.deadline import Deadline
-from vm.errors import ConfigurationError, DeadlineExceededError, DownlinkError, GuestError, MachineError
+from vm.errors import DeadlineExceededError, DownlinkError, GuestError, MachineError
 from vm.machine import Machine, MachineState
+
+__all__ = ["SuiteRequest", "check_selection", "record_condition", "resume_suite", "run_suite"]
 
 BOOT_SECONDS = 120
 """How long a guest that crashed may take to come back."""
@@ -28,30 +31,7 @@ BOOT_SECONDS = 120
 COLLECT_SECONDS = 60
 """How long fetching of results and crash files may take, also when the run's deadline has passed."""
 
-_EXIT_PROBLEMS = {
-    3: "pytest in the guest failed internally; look at guest-output.txt",
-    4: "pytest in the guest refused its command line; look at guest-output.txt",
-}
-_EXIT_NO_TESTS = 5
-
-
-@dataclass(frozen=True, slots=True)
-class SuiteRequest:
-    """What to run: the suite's directory on the host, a selection (None = everything), a limit per test."""
-
-    root: Path
-    suites: Path
-    select: str | None
-    test_seconds: int
-
-
-def check_selection(select: str | None) -> None:
-    """Refuse a selection that cannot reach the guest unchanged; raises `ConfigurationError`."""
-    if select is not None and not quotable(select):
-        raise ConfigurationError(
-            f"the selection {select!r} has a character that does not pass through cmd.exe",
-            hint='leave out double quotes and percent signs: --select "not slow"',
-        )
+_EVERYTHING = Share()
 
 
 def run_suite(
@@ -60,6 +40,7 @@ def run_suite(
     request: SuiteRequest,
     record: RunRecord,
     deadline: Deadline,
+    share: Share = _EVERYTHING,
 ) -> bool:
     """Run the suite and write down everything that happens; returns True when the guest went down in it.
 
@@ -71,33 +52,45 @@ def run_suite(
         request: what to run.
         record: gets the events, the guest's output and the collected files.
         deadline: for the whole suite.
+        share: which of the suite's files are run, and in whose name.
 
     Raises:
         ConfigurationError: there is no such suite.
         GuestError: the suite could not be sent, or the guest could not be reached to start it.
     """
-
-    def on_event(event: Event) -> None:
-        record.event(event)
-        record.view.event(event)
-
     run = record.directory
     boot = guest.boot_identity(deadline)
-    files = upload.gather(request.root, request.suites, run.path)
-    sent = upload.send(guest, files, deadline)
-    record.write("uploaded", files=len(files.sources), sent=sent)
-    results = f"../{upload.RESULTS}/{run.path.name}"
+    gathered = upload.gather(request.root, request.suites, run.path)
+    sent = upload.send(guest, gathered, deadline)
+    record.write("uploaded", files=len(gathered.sources), sent=sent)
     prefix = f"@{secrets.token_hex(8)} "
-    with run.output.open("w", encoding="utf-8", newline="\n") as output:
-        stream = EventStream(prefix, on_event, output)
-        try:
-            _run_pytest(guest, request, prefix, results, stream, deadline, on_event)
-        finally:
-            stream.close()
-        now = _see_boot(machine, guest, boot, record)
-        if now is not None:
-            _collect(guest, record, stream)
-    return now != boot
+    name = f"{run.path.name}-{share.worker}" if share.worker else run.path.name
+    with _output(run, share.worker).open("w", encoding="utf-8", newline="\n") as output:
+        stream = EventStream(prefix, _teller(record), output)
+        if machine.abilities.detached:
+            suite = DetachedSuite(name, f"\\Downlink\\{name}", prefix, boot)
+            arguments = pytest_arguments(request, prefix, name, share.files, sync=True)
+            # Known before it runs: a host that is killed now finds it again.
+            record.event(suite.event())
+            detached.start(guest, suite, arguments, deadline.remaining, deadline)
+            end = _follow(guest, suite, stream, record, deadline)
+        else:
+            arguments = pytest_arguments(request, prefix, name, share.files)
+            end = _closing(stream, lambda: attached.run(guest, arguments, stream, deadline))
+        return _conclude(machine, guest, record, stream, end, boot, share)
+
+
+def resume_suite(
+    machine: Machine, guest: Guest, suite: DetachedSuite, record: RunRecord, deadline: Deadline
+) -> bool:
+    """Follow a suite that another process of this host started and did not see to its end; as `run_suite`."""
+    seen = [event["n"] for event in read(record.directory.journal) if "n" in event]
+    record.write("resumed", events=len(seen))
+    # Everything that pytest has printed is read again, so what is there already is replaced.
+    with record.directory.output.open("w", encoding="utf-8", newline="\n") as output:
+        stream = EventStream(suite.prefix, _teller(record), output, seen)
+        end = _follow(guest, suite, stream, record, deadline)
+        return _conclude(machine, guest, record, stream, end, suite.boot, _EVERYTHING)
 
 
 def record_condition(machine: Machine, record: RunRecord) -> None:
@@ -115,60 +108,57 @@ def record_condition(machine: Machine, record: RunRecord) -> None:
             record.write("violation", **asdict(violation), count=count)
 
 
-def _run_pytest(
-    guest: Guest,
-    request: SuiteRequest,
-    prefix: str,
-    results: str,
-    stream: EventStream,
-    deadline: Deadline,
-    on_event: Callable[[Event], None],
-) -> None:
-    command = [
-        *("python", "-m", "pytest", "-q", "--no-header", "--no-summary", "--color=no", "--tb=short"),
-        *("-p", "no:cacheprovider", "-p", "guest_plugin"),
-        # Relative with slashes: the same on Windows and where the emulated guest keeps its C: drive.
-        *("-c", f"../{upload.SUITES}/pytest.ini", f"--rootdir=../{upload.SUITES}"),
-        *(f"--event-prefix={prefix}", f"--event-file={results}/events.jsonl"),
-        f"--test-seconds={request.test_seconds}",
-        *((f"--select={request.select}",) if request.select else ()),
-        f"../{upload.SUITES}",
-    ]
+def _teller(record: RunRecord) -> Callable[[Event], None]:
+    def tell(event: Event) -> None:
+        record.event(event)
+        record.view.event(event)
+
+    return tell
+
+
+def _follow(
+    guest: Guest, suite: DetachedSuite, stream: EventStream, record: RunRecord, deadline: Deadline
+) -> SuiteEnd | Event:
+    """Follow a task to its end; one that nobody will follow any more is ended."""
+
+    def told(error: DownlinkError) -> None:
+        record.log.write(f"the suite goes on without us: {error.message}")
+
     try:
-        # The working directory of `python -m` is where it imports from: harness.client and the plugin, nothing else.
-        result = guest.run(
-            command,
-            deadline=deadline,
-            check=False,
-            directory=str(GUEST_ROOT / str(upload.LIBRARY)),
-            on_output=stream.feed,
-        )
-    except (ConnectionLostError, ShellGoneError) as error:
-        on_event({"event": "guest-lost", "text": error.message})
-    except DeadlineExceededError as error:
-        on_event({"event": "problem", "text": f"the run took too long: {error.message}"})
-    else:
-        problem = _exit_problem(result)
-        if problem:
-            on_event({"event": "problem", "text": problem})
+        end = _closing(stream, lambda: detached.follow(guest, suite, stream, deadline, told))
+    except BaseException:
+        # Also Ctrl-C: whoever wants the suite to go on kills this process, or lets its connection go.
+        detached.remove(guest, suite)
+        raise
+    detached.remove(guest, suite)
+    return end
 
 
-def _exit_problem(result: CommandResult) -> str | None:
-    if "\nTimeout (" in f"\n{result.stderr}":
-        return f"a test took too long and was ended:\n{result.stderr.strip()}"
-    said = next((line for line in result.stderr.splitlines() if line.startswith("ERROR:")), "")
-    if result.exit_code in (
-        0,
-        1,
-        2,
-    ):  # all passed, some failed, interrupted in the guest: the events tell which
-        return None
-    if result.exit_code == _EXIT_NO_TESTS:
-        return "no test matches the selection"
-    if result.exit_code in _EXIT_PROBLEMS:
-        return said.removeprefix("ERROR:").strip() or _EXIT_PROBLEMS[result.exit_code]
-    trace = result.stderr.strip()
-    return f"pytest in the guest ended with 0x{result.exit_code:X}" + (f":\n{trace}" if trace else "")
+def _closing(stream: EventStream, run: Callable[[], SuiteEnd | Event]) -> SuiteEnd | Event:
+    try:
+        return run()
+    finally:
+        stream.close()
+
+
+def _conclude(
+    machine: Machine,
+    guest: Guest,
+    record: RunRecord,
+    stream: EventStream,
+    end: SuiteEnd | Event,
+    boot: str,
+    share: Share,
+) -> bool:
+    """Write down how pytest ended, see which boot this is, and fetch what the guest has; True if it went down."""
+    if isinstance(end, dict):
+        _teller(record)(end)
+    elif end.problem and not (share.files and end.selected_nothing):
+        _teller(record)({"event": "problem", "text": end.problem})
+    now = _see_boot(machine, guest, boot, record)
+    if now is not None:
+        _collect(guest, record, stream, share.worker)
+    return now != boot
 
 
 def _see_boot(machine: Machine, guest: Guest, boot: str, record: RunRecord) -> str | None:
@@ -179,7 +169,7 @@ def _see_boot(machine: Machine, guest: Guest, boot: str, record: RunRecord) -> s
             now = guest.boot_identity(deadline.sooner(seconds=10))
         except (GuestError, DeadlineExceededError):
             guest.reconnect()
-            if machine.state() is not MachineState.RUNNING:
+            if machine.state() is not MachineState.RUNNING and machine.abilities.restores:
                 raise MachineError("the machine does not run any more", machine=machine.name) from None
             now = guest.wait_for_boot(None, deadline)
     except DownlinkError as error:
@@ -190,18 +180,23 @@ def _see_boot(machine: Machine, guest: Guest, boot: str, record: RunRecord) -> s
     return now
 
 
-def _collect(guest: Guest, record: RunRecord, stream: EventStream) -> None:
+def _output(run: RunDirectory, worker: str) -> Path:
+    """Where the text goes that pytest and the tests print."""
+    return run.output.with_stem(f"{run.output.stem}-{worker}") if worker else run.output
+
+
+def _collect(guest: Guest, record: RunRecord, stream: EventStream, worker: str) -> None:
     """Fetch the results and the crash files; add the events that were lost on the way."""
     deadline = Deadline.after(seconds=COLLECT_SECONDS)
-    run = record.directory
+    place = record.directory.guest / worker
+    name = record.directory.path.name
+    results = GUEST_ROOT / str(upload.RESULTS) / (f"{name}-{worker}" if worker else name)
     try:
-        guest.get_tree(str(GUEST_ROOT / str(upload.RESULTS) / run.path.name), run.guest, deadline)
-        guest.get_tree(r"C:\Windows\Minidump", run.guest / "Minidump", deadline)
+        guest.get_tree(str(results), place, deadline)
+        guest.get_tree(r"C:\Windows\Minidump", place / "Minidump", deadline)
     except DownlinkError as error:
         record.write("problem", text=f"the results could not be fetched: {error.message}")
     with suppress(FileNotFoundError):
-        missing = stream.add_missing(
-            (run.guest / "events.jsonl").read_text(encoding="utf-8", errors="replace")
-        )
+        missing = stream.add_missing((place / EVENTS_FILE).read_text(encoding="utf-8", errors="replace"))
         if missing:
             record.write("recovered", count=missing)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TextIO
 
 from harness.runs.journal import Event
@@ -16,14 +16,17 @@ class EventStream:
         prefix: what the plugin puts in front of each event; random, so that no test can print one by accident.
         on_event: gets each event.
         output: gets all other text.
+        seen: numbers of the events that were handed out by an earlier stream of the same suite.
     """
 
-    def __init__(self, prefix: str, on_event: Callable[[Event], None], output: TextIO) -> None:
+    def __init__(
+        self, prefix: str, on_event: Callable[[Event], None], output: TextIO, seen: Iterable[int] = ()
+    ) -> None:
         self._prefix = prefix
         self._on_event = on_event
         self._output = output
         self._rest = ""
-        self._seen: set[int] = set()
+        self._seen = set(seen)
 
     def feed(self, text: str) -> None:
         """Take the next piece; a line is looked at when it is complete."""
@@ -54,7 +57,7 @@ class EventStream:
     def _event(self, text: str) -> None:
         try:
             event = json.loads(text)
-            number = event.pop("n")
+            number = event["n"]
         except (ValueError, KeyError, AttributeError):
             # Cut off by a crash of the guest: the journal has only what is complete.
             self._output.write(text + "\n")

@@ -50,7 +50,8 @@ def gather(root: Path, suites: Path, scratch: Path) -> SuiteFiles:
             f"there is no suite in '{suites}'", hint="look at 'suites' of the driver in harness.toml"
         )
     sources |= client_library(root, LIBRARY)
-    sources[LIBRARY / "guest_plugin.py"] = Path(__file__).with_name("guest_plugin.py")
+    for name in ("guest_plugin.py", "guest_task.py"):
+        sources[LIBRARY / name] = Path(__file__).with_name(name)
     if SUITES / "pytest.ini" not in sources:
         made = scratch / "pytest.ini"
         made.write_text(DEFAULT_INI, encoding="utf-8")

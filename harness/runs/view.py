@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 import time
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from harness.console import Console
@@ -26,6 +29,14 @@ FAILURES_NAMED = 30
 """Most failures that get a line while the run goes on."""
 
 
+@dataclass(slots=True)
+class _File:
+    """A test file that is being run: since when, and how its tests have ended."""
+
+    started: float
+    outcomes: list[str] = field(default_factory=list)
+
+
 class RunView:
     """Shows events as they come: failures as lines, everything else as progress."""
 
@@ -34,31 +45,44 @@ class RunView:
         self._total = 0
         self._done = 0
         self._failed = 0
-        self._file = ""
-        self._in_file: list[str] = []
-        self._file_started = 0.0
+        self._left: Counter[str] = Counter()
+        """Tests by file that have not ended."""
+        self._open: dict[str, _File] = {}
+        self._lock = threading.Lock()
 
     def event(self, event: Event) -> None:
-        """Show one event of the guest."""
+        """Show one event of a guest; several workers may have some to show."""
+        with self._lock:
+            self._event(event)
+
+    def _event(self, event: Event) -> None:
         match event["event"]:
             case "collected":
-                self._total = len(event["tests"])
-                self._console.line(f"running {self._total} tests in the guest")
+                self._collected(event)
+                self._console.line(f"running {len(event['tests'])} tests in the guest")
             case "collect-error":
                 self._console.line(f"  {self._bad('error')}  {event['id']} could not be imported")
             case "started":
-                self._begin_file(event["id"].partition("::")[0])
+                self._open.setdefault(_file(event["id"]), _File(time.monotonic()))
                 failed = f", {self._failed} failed" if self._failed else ""
                 self._console.transient(f"  {self._done + 1}/{self._total}{failed}  {event['id']}")
             case "finished":
                 self._done += 1
-                self._in_file.append(event["outcome"])
                 if not Outcome(event["outcome"]).good:
                     self._failed += 1
                     if self._failed <= FAILURES_NAMED:
                         self._console.line(f"  {self._bad(event['outcome'])}  {event['id']}")
-            case "end":
-                self._end_file()
+                self._finished(_file(event["id"]), event["outcome"])
+
+    def recall(self, event: Event) -> None:
+        """Take in an event that was shown by the process that began the run."""
+        match event["event"]:
+            case "collected":
+                self._collected(event)
+            case "finished":
+                self._done += 1
+                self._left[_file(event["id"])] -= 1
+                self._failed += not Outcome(event["outcome"]).good
 
     def step(self, name: str, detail: str, seconds: float) -> None:
         """Show one step of the way to the tests."""
@@ -66,7 +90,8 @@ class RunView:
 
     def summary(self, results: Results, run: Path) -> None:
         """What failed and why, what the machine says, and the verdict as the last line."""
-        self._end_file()
+        for file in tuple(self._open):
+            self._end_file(file)
         console = self._console
         bad = [
             test for test in results.tests if not test.outcome.good and test.outcome is not Outcome.NOT_RUN
@@ -122,23 +147,31 @@ class RunView:
         for frame in stack:
             self._console.line(f"    at {frame}")
 
-    def _begin_file(self, file: str) -> None:
-        if file != self._file:
-            self._end_file()
-            self._file, self._file_started = file, time.monotonic()
+    def _collected(self, event: Event) -> None:
+        self._total += len(event["tests"])
+        self._left.update(_file(test["id"]) for test in event["tests"])
 
-    def _end_file(self) -> None:
-        if self._file and self._in_file:
-            counts = ", ".join(
-                f"{count} {outcome}"
-                for outcome in dict.fromkeys(self._in_file)
-                if (count := self._in_file.count(outcome))
-            )
-            self._console.step(self._file, counts, time.monotonic() - self._file_started)
-        self._file, self._in_file = "", []
+    def _finished(self, file: str, outcome: str) -> None:
+        """One test of a file has ended; its last one ends the file."""
+        if file in self._open:
+            self._open[file].outcomes.append(outcome)
+        self._left[file] -= 1
+        if self._left[file] <= 0:
+            self._end_file(file)
+
+    def _end_file(self, file: str) -> None:
+        shown = self._open.pop(file, None)
+        if shown is not None and shown.outcomes:
+            counts = Counter(shown.outcomes)
+            text = ", ".join(f"{count} {outcome}" for outcome, count in counts.items())
+            self._console.step(file, text, time.monotonic() - shown.started)
 
     def _bad(self, text: str) -> str:
         return self._console.style(text, "red", "bold")
+
+
+def _file(test: str) -> str:
+    return test.partition("::")[0]
 
 
 def verdict_line(results: Results, console: Console, run: Path) -> str:

@@ -59,7 +59,7 @@ class LabMachine:
 
     @property
     def abilities(self) -> Abilities:
-        return Abilities()
+        return Abilities(witness=True)
 
     def state(self) -> MachineState:
         return MachineState.RUNNING if self._face else MachineState.STOPPED
@@ -94,6 +94,9 @@ class LabMachine:
             *("127.0.0.1", face.winrm_port, "http", "ntlm", face.ssh_port, face.host_key),
             Credentials("lab", "secret-word"),
         )
+
+    def clone(self, number: int) -> LabMachine:
+        raise MachineError("there is only one", machine=self.name)
 
     def condition(self) -> Condition:
         return self.present

@@ -26,7 +26,7 @@ from harness.remote.winrm import CommandResult
 from vm.deadline import Deadline
 from vm.emulated.computer import FilterInformation, InstanceInformation, VolumeInformation
 from vm.emulated.registry import Registry
-from vm.errors import GuestError
+from vm.errors import GuestError, MachineError
 from vm.machine import Abilities, Condition, Credentials, GuestAddress, MachineState
 
 Answer = tuple[int, str]
@@ -173,7 +173,7 @@ class MachineDouble:
 
     @property
     def abilities(self) -> Abilities:
-        return Abilities()
+        return Abilities(witness=True)
 
     def state(self) -> MachineState:
         return self.now
@@ -195,6 +195,9 @@ class MachineDouble:
 
     def address(self) -> GuestAddress:
         return GuestAddress("127.0.0.1", 5985, "http", "ntlm", 22, None, Credentials("lab", "secret"))
+
+    def clone(self, number: int) -> MachineDouble:
+        raise MachineError("there is only one", machine=self.name)
 
     def condition(self) -> Condition:
         return self.present

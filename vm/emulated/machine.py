@@ -51,7 +51,7 @@ class EmulatedMachine:
 
     @property
     def abilities(self) -> Abilities:
-        return used_as(Abilities(), self._settings)
+        return used_as(Abilities(witness=True), self._settings)
 
     def state(self) -> MachineState:
         if self._read_state() is not None:
@@ -102,6 +102,12 @@ class EmulatedMachine:
             host_key=str(state["host_key"]),
             credentials=Credentials(str(state["username"]), str(state["password"])),
         )
+
+    def clone(self, number: int) -> EmulatedMachine:
+        """Another process beside this one, on ports of its own."""
+        settings = {**self._settings, "winrm_port": 0, "ssh_port": 0}
+        directory = self._directory.with_name(f"{self._directory.name}-w{number}")
+        return EmulatedMachine(f"{self._name}-w{number}", directory, settings)
 
     def condition(self) -> Condition:
         state = self._read_state()

@@ -15,6 +15,7 @@ from vm.machine import (
     Condition,
     Credentials,
     GuestAddress,
+    Machine,
     MachineState,
 )
 from vm.registry import used_as
@@ -86,6 +87,12 @@ class LocalMachine:
             host_key=None,
             credentials=Credentials("", ""),
             channel=Channel.LOCAL,
+        )
+
+    def clone(self, number: int) -> Machine:
+        """None: it is this host."""
+        raise MachineError(
+            f"there is only one '{self._name}'", hint="leave out --workers", machine=self._name
         )
 
     def condition(self) -> Condition:

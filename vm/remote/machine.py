@@ -18,6 +18,7 @@ from vm.machine import (
     Credentials,
     DeploymentMode,
     GuestAddress,
+    Machine,
     MachineState,
 )
 from vm.registry import used_as
@@ -110,6 +111,12 @@ class RemoteMachine:
             credentials=Credentials(username, password),
             certificate=self._file("certificate"),
             private_key=self._file("private_key"),
+        )
+
+    def clone(self, number: int) -> Machine:
+        """None: it is one host."""
+        raise MachineError(
+            f"there is only one '{self._name}'", hint="leave out --workers", machine=self._name
         )
 
     def condition(self) -> Condition:

@@ -1,0 +1,328 @@
+"""The verb test: from the sources to the verdict, on one machine or on clones of it, and after a cut."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+
+from harness import deployment, interrupts
+from harness.choices import Build, Choices, plan_for, relative, timed, where
+from harness.config import Configuration, DriverConfig
+from harness.console import Console
+from harness.deployment import Plan, StepResult
+from harness.machines import HeldMachine, held
+from harness.package import Package
+from harness.remote.guest import Guest
+from harness.runs import directory, evidence, runner
+from harness.runs.detached import DetachedSuite
+from harness.runs.journal import Event, read
+from harness.runs.record import RunRecord
+from harness.runs.share import Share, shares
+from harness.runs.view import RunView
+from vm.deadline import Deadline
+from vm.errors import ConfigurationError, DownlinkError, MachineError
+from vm.machine import GuestAddress, MachineState
+
+DEPLOY_SECONDS = 120
+UNLOAD_SECONDS = 60
+EVIDENCE_SECONDS = 120
+"""How long the collection of logs and dumps may take, also when the run's deadline has passed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """One machine of a run and its share of the suite; `name` is empty and `files` too when it is the only one."""
+
+    name: str
+    machine: HeldMachine
+    files: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """What all workers of a run have in common."""
+
+    configuration: Configuration
+    driver: DriverConfig
+    request: runner.SuiteRequest
+    package: Package
+    record: RunRecord
+    deadline: Deadline
+
+
+def test(configuration: Configuration, choices: Choices, build: Build, console: Console) -> int:
+    """Build, restore, deploy, run the suites inside the machine, report; returns the exit status.
+
+    The machine is stopped at the end, however that comes about; what was found out until then is kept.
+
+    Raises:
+        DownlinkError: the way to the tests failed. A red run is no error.
+    """
+    driver = configuration.driver(choices.driver)
+    runner.check_selection(choices.select)
+    started = time.monotonic()
+    with held(configuration, choices.machine, driver, choices.checkpoint) as machine:
+        workers = _workers(configuration, machine, driver, choices.workers)
+        try:
+            package, addresses, steps = _build_while_starting(workers, build, console)
+            view = RunView(console)
+            runs = configuration.runs
+            record = RunRecord(runs.directory, machine.name, keep=runs.keep, view=view)
+            record.write(
+                "run",
+                driver=driver.name,
+                machine=machine.name,
+                select=choices.select,
+                workers=len(workers),
+                checkpoint=choices.checkpoint,
+                untested=machine.machine.abilities.untested,
+                **_made_of(package),
+            )
+            for step in steps:
+                record.note(step)
+            request = runner.SuiteRequest(
+                configuration.root, driver.suites, choices.select, configuration.runs.test_seconds
+            )
+            deadline = Deadline.after(seconds=runs.deadline_seconds)
+            job = _Job(configuration, driver, request, package, record, deadline)
+            status = _guarded(
+                record, workers, lambda: _run_all(job, workers, addresses), configuration, started
+            )
+        finally:
+            _stop(workers)
+    results = record.results
+    assert results is not None
+    view.summary(results, relative(record.directory.path))
+    return 0 if results.passed else status
+
+
+def resume(configuration: Configuration, choices: Choices, console: Console) -> int:
+    """Follow the latest run to its end, whose suite goes on in the guest although its host process is gone.
+
+    Raises:
+        DownlinkError: there is no such run, or its machine does not run any more.
+    """
+    run = directory.latest(configuration.runs.directory)
+    head, suite, mark = _cut_short(run)
+    driver = configuration.driver(str(head["driver"]))
+    started = time.monotonic()
+    with held(configuration, str(head["machine"]), driver, head.get("checkpoint")) as machine:
+        if machine.machine.state() is not MachineState.RUNNING:
+            raise MachineError(
+                f"the run '{run.path.name}' cannot be resumed: its machine does not run any more",
+                hint="begin again: ./inv test",
+                machine=machine.name,
+            )
+        view = RunView(console)
+        record = RunRecord.reopened(run, view)
+        worker = Worker("", machine)
+        address = machine.machine.address()
+        console.line(f"following the run '{run.path.name}' on the machine '{machine.name}'")
+
+        def follow() -> None:
+            deadline = Deadline.after(seconds=configuration.runs.deadline_seconds)
+            with _seeing(machine, record), Guest(address, machine=machine.name, log=record.log) as guest:
+                went_down = runner.resume_suite(machine.machine, guest, suite, record, deadline)
+                _afterwards(machine, guest, plan_for(driver, machine.machine), record, mark, went_down)
+
+        try:
+            status = _guarded(record, (worker,), follow, configuration, started)
+        finally:
+            _stop((worker,))
+    results = record.results
+    assert results is not None
+    view.summary(results, relative(run.path))
+    return 0 if results.passed else status
+
+
+def _workers(
+    configuration: Configuration, machine: HeldMachine, driver: DriverConfig, count: int
+) -> tuple[Worker, ...]:
+    """The machine itself, or so many clones of it with their shares of the suite.
+
+    Raises:
+        ConfigurationError: there cannot be so many.
+    """
+    if count < 1:
+        raise ConfigurationError(f"there cannot be {count} workers", hint="--workers 2")
+    if count == 1:
+        return (Worker("", machine),)
+    groups = shares(driver.suites, count, configuration.runs.directory)
+    return tuple(Worker(f"w{number}", machine.clone(number), files) for number, files in enumerate(groups, 1))
+
+
+def _build_while_starting(
+    workers: tuple[Worker, ...], build: Build, console: Console
+) -> tuple[Package, list[GuestAddress], list[StepResult]]:
+    """Build, and bring the machines up meanwhile: each takes about a second, and neither needs the other."""
+    steps: list[StepResult] = []
+    with ThreadPoolExecutor(len(workers)) as beside:
+        starting = [beside.submit(worker.machine.restore, keep=False) for worker in workers]
+        package = timed(console, "build", build, lambda made: f"'{relative(made.directory)}'", steps)
+        for worker in workers:
+            worker.machine.check(package)
+        addresses = [
+            timed(console, f"start the machine '{worker.machine.name}'", begun.result, where, steps)
+            for worker, begun in zip(workers, starting, strict=True)
+        ]
+    return package, addresses, steps
+
+
+def _guarded(
+    record: RunRecord,
+    workers: tuple[Worker, ...],
+    run: Callable[[], None],
+    configuration: Configuration,
+    started: float,
+) -> int:
+    """Run, and bring the record to its end whatever happens; returns the exit status of a run that is not green."""
+    status = 1
+    try:
+        with record.log.gathering():
+            run()
+    except KeyboardInterrupt as interrupt:
+        status = interrupts.exit_status(interrupt)
+        record.write("interrupted")
+    except DownlinkError as error:
+        record.problem(error)
+        raise
+    finally:
+        _stop(workers)
+        for worker in workers:
+            record.keep_logs(configuration.machine_directory(worker.machine.name), worker.name)
+        record.finish(time.monotonic() - started)
+    return status
+
+
+def _run_all(job: _Job, workers: tuple[Worker, ...], addresses: list[GuestAddress]) -> None:
+    """Every worker to its verdict; the first that fails on the way is the error of all, when all have ended."""
+    if len(workers) == 1:
+        _to_the_verdict(job, workers[0], addresses[0])
+        return
+    with ThreadPoolExecutor(len(workers)) as pool:
+        running = [
+            pool.submit(_to_the_verdict, job, worker, address)
+            for worker, address in zip(workers, addresses, strict=True)
+        ]
+        try:
+            wait(running)
+        except BaseException:
+            # A thread cannot be interrupted, but it ends when its machine does.
+            job.record.write("interrupted")
+            _stop(workers)
+            raise
+    _raise_first(running)
+
+
+def _to_the_verdict(job: _Job, worker: Worker, address: GuestAddress) -> None:
+    """Deploy, run the suite, unload, and ask the machine how it came through."""
+    machine, record = worker.machine, job.record
+    plan = plan_for(job.driver, machine.machine)
+    with _seeing(machine, record), Guest(address, machine=machine.name, log=record.log) as guest:
+
+        def on_step(step: StepResult) -> None:
+            record.step(replace(step, name=f"{worker.name}: {step.name}") if worker.name else step)
+
+        deployment.deploy(guest, job.package, plan, job.deadline.sooner(seconds=DEPLOY_SECONDS), on_step)
+        mark = None
+        if not machine.machine.abilities.witness:
+            mark = evidence.mark(guest, job.deadline)
+            record.write("mark", records=mark.records)
+        went_down = runner.run_suite(
+            machine.machine, guest, job.request, record, job.deadline, Share(worker.name, worker.files)
+        )
+        _afterwards(machine, guest, plan, record, mark, went_down, worker.name)
+
+
+@contextmanager
+def _seeing(machine: HeldMachine, record: RunRecord) -> Iterator[None]:
+    """Within, an error is explained by what the machine knows; at the end its condition is written down."""
+    try:
+        yield
+    except DownlinkError as error:
+        machine.explain(error)
+        with suppress(DownlinkError):
+            runner.record_condition(machine.machine, record)
+        raise
+    runner.record_condition(machine.machine, record)
+
+
+def _afterwards(
+    machine: HeldMachine,
+    guest: Guest,
+    plan: Plan,
+    record: RunRecord,
+    mark: evidence.Mark | None,
+    went_down: bool,
+    worker: str = "",
+) -> None:
+    """Unload the driver, so that what it forgets to give back shows now; then ask the guest what it remembers."""
+    if not went_down:
+        try:
+            deployment.remove(guest, plan, Deadline.after(seconds=UNLOAD_SECONDS))
+        except DownlinkError as error:
+            record.problem(error)
+            machine.mark_dirty(error)
+    if mark is not None:
+        _gather_evidence(guest, mark, record, worker)
+
+
+def _gather_evidence(guest: Guest, mark: evidence.Mark, record: RunRecord, worker: str) -> None:
+    """What a machine that is no witness of its own leaves in its logs."""
+    deadline = Deadline.after(seconds=EVIDENCE_SECONDS)
+    try:
+        for crash in evidence.crashes(guest, mark, deadline):
+            record.crash(crash)
+        for sentence in evidence.collect(guest, mark, record.directory.guest / worker, deadline):
+            record.log.write(sentence)
+    except DownlinkError as error:
+        record.problem(error)
+
+
+def _cut_short(run: directory.RunDirectory) -> tuple[Event, DetachedSuite, evidence.Mark | None]:
+    """What a run that was cut short says of itself.
+
+    Raises:
+        DownlinkError: it was not cut short, or its suite ended with its host.
+    """
+    events = {event["event"]: event for event in read(run.journal)}
+    if "verdict" in events:
+        raise DownlinkError(f"the latest run, '{run.path.name}', has come to its end", hint="./inv test")
+    if "detached" not in events or events["run"].get("workers", 1) > 1:
+        raise DownlinkError(
+            f"the suite of the latest run, '{run.path.name}', does not go on without its host",
+            hint='only suites that run as a task do: suites = "detached" in harness.toml, one worker',
+        )
+    mark = evidence.Mark(events["mark"]["records"]) if "mark" in events else None
+    return events["run"], DetachedSuite.of(events["detached"]), mark
+
+
+def _stop(workers: tuple[Worker, ...]) -> None:
+    for worker in workers:
+        worker.machine.stop()
+
+
+def _raise_first(running: list[Future[None]]) -> None:
+    errors = [error for begun in running if (error := begun.exception()) is not None]
+    if not errors:
+        return
+    first, *others = errors
+    if isinstance(first, DownlinkError):
+        first.causes += tuple(others)
+    raise first
+
+
+def _made_of(package: Package) -> dict[str, object]:
+    """What identifies the package in the journal."""
+    manifest = package.manifest
+    return {
+        "package": package.entry("image").sha256[:16],
+        "toolchain": manifest.toolchain,
+        "configuration": manifest.configuration,
+        "revision": manifest.source.revision,
+        "versions": dict(manifest.versions),
+        "experimental": list(manifest.experimental),
+    }
