@@ -13,12 +13,14 @@ from vm.emulated.fltmgr import numbers as n
 from vm.emulated.fltmgr.instances import TEARDOWN_MANUAL, tear_down
 from vm.emulated.fltmgr.io_state import io_state
 from vm.emulated.kernel.kernel import MachineCrashedError
+from vm.emulated.kernel.security import ADMINISTRATORS, EVERYONE, LAB_USER, SYSTEM, Impersonation, sid_bytes
 from vm.emulated.kernel.status import (
     STATUS_ACCESS_DENIED,
     STATUS_FILE_DELETED,
     STATUS_FLT_NOT_SAFE_TO_POST_OPERATION,
     STATUS_INVALID_DEVICE_REQUEST,
     STATUS_INVALID_HANDLE,
+    STATUS_INVALID_OWNER,
     STATUS_NOT_SAME_DEVICE,
     STATUS_OBJECT_NAME_COLLISION,
     STATUS_OBJECT_NAME_NOT_FOUND,
@@ -788,6 +790,16 @@ def test_a_filter_learns_of_a_deletion_in_its_post_cleanup_callback(lab: FilterL
     assert lab.set(handle, n.FileDispositionInformation, b"\1") == 0
     lab.close(handle)
     assert lab.events == [0, STATUS_FILE_DELETED]
+    # Of a stream, too: the file that it belonged to is still there.
+    lab.events.clear()
+    kept = lab.open(r"D:\b.txt")
+    lab.close(lab.open(r"D:\b.txt:stream"))
+    handle = lab.open(r"D:\b.txt:stream")
+    other = lab.open(r"D:\b.txt:stream")
+    assert lab.set(handle, n.FileDispositionInformation, b"\1") == 0
+    for each in (handle, other, kept):
+        lab.close(each)
+    assert lab.events == [0, 0, STATUS_FILE_DELETED, 0]
 
 
 def test_sharing_rights_and_bad_handles_are_refused(lab: FilterLab) -> None:
@@ -853,6 +865,38 @@ def test_security_is_stored_and_told(lab: FilterLab) -> None:
     assert (status, values["descriptor"]) == (0, null_dacl)
     status, values = lab.service("query_security", handle=handle, information=1)
     assert status == 0 and len(values["descriptor"]) == 20 + 16  # the owner, Administrators
+
+
+def owned_by(sid: str) -> bytes:
+    """A self-relative security descriptor with an owner and nothing else."""
+    return bytes.fromhex("0100008014000000000000000000000000000000") + sid_bytes(sid)
+
+
+@pytest.mark.parametrize(
+    ("sid", "expected"),
+    [(LAB_USER, 0), (ADMINISTRATORS, 0), (EVERYONE, STATUS_INVALID_OWNER), (SYSTEM, STATUS_INVALID_OWNER)],
+)
+def test_an_owner_is_the_caller_or_its_administrators_and_a_filter_sees_who_was_refused(
+    lab: FilterLab, sid: str, expected: int
+) -> None:
+    lab.filter(
+        {n.IRP_MJ_SET_SECURITY: (None, lambda data, context, flags: lab.events.append(data.status) or 0)}
+    )
+    handle = lab.open(r"D:\a.txt", access=READ_WRITE_DELETE | n.WRITE_OWNER)
+    before = lab.service("query_security", handle=handle, information=1)[1]["descriptor"]
+    status, _ = lab.service("set_security", handle=handle, information=1, descriptor=owned_by(sid))
+    after = lab.service("query_security", handle=handle, information=1)[1]["descriptor"]
+    assert (status, lab.events) == (expected, [expected])
+    assert after == (before if expected else owned_by(sid))
+
+
+def test_a_caller_without_its_administrators_cannot_make_them_the_owner(lab: FilterLab) -> None:
+    handle = lab.open(r"D:\a.txt", access=READ_WRITE_DELETE | n.WRITE_OWNER)
+    lab.thread.impersonation = Impersonation(lab.process.token.restricted())
+    status, _ = lab.service("set_security", handle=handle, information=1, descriptor=owned_by(ADMINISTRATORS))
+    assert status == STATUS_INVALID_OWNER
+    status, _ = lab.service("set_security", handle=handle, information=1, descriptor=owned_by(LAB_USER))
+    assert status == 0
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -18,6 +18,7 @@ from vm.emulated.kernel.status import (
     STATUS_FLT_INVALID_NAME_REQUEST,
     STATUS_FLT_NAME_CACHE_MISS,
     STATUS_INVALID_PARAMETER,
+    STATUS_NAME_TOO_LONG,
     STATUS_NOT_SAME_DEVICE,
     STATUS_OBJECT_NAME_NOT_FOUND,
 )
@@ -93,6 +94,18 @@ def test_a_name_before_the_create_is_what_will_be_created(lab: FilterLab) -> Non
         DEVICE + r"\New.txt:Stream",
         DEVICE + "\\",
     ]
+
+
+def test_a_path_that_fits_alone_but_not_behind_its_volume_has_no_name(lab: FilterLab) -> None:
+    path = "D:"
+    for level in range(127):
+        path += f"\\{level:0255}"
+        lab.mkdir(path)
+    whole = 0x7FFF - len(DEVICE) - len(path.removeprefix("D:"))
+    asker = ask(lab, n.IRP_MJ_CREATE, post=True)
+    for name in ("x" * (whole - 1), "y" * whole):
+        lab.close(lab.open(f"{path}\\{name}"))
+    assert [(status, len(text)) for status, text in asker.answers] == [(0, 0x7FFF), (STATUS_NAME_TOO_LONG, 0)]
 
 
 def test_the_name_follows_a_rename(lab: FilterLab) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import struct
 
 from vm.emulated.kernel.objects import StatusError
-from vm.emulated.kernel.status import STATUS_INVALID_SECURITY_DESCR
+from vm.emulated.kernel.security import ADMINISTRATORS, Token, sid_bytes
+from vm.emulated.kernel.status import STATUS_INVALID_OWNER, STATUS_INVALID_SECURITY_DESCR
 
 OWNER_SECURITY_INFORMATION = 0x1
 GROUP_SECURITY_INFORMATION = 0x2
@@ -48,6 +49,21 @@ def replace(descriptor: bytes, information: int, new: bytes) -> bytes:
         if information & bit:
             control = control & ~bits | new_control & bits
     return _join(control, merged)
+
+
+def check_owner(new: bytes, token: Token) -> None:
+    """Refuse an owner that the caller may not give: it must be the caller, or its Administrators group.
+
+    Windows also takes any other group with SE_GROUP_OWNER, and anybody from who holds SeRestorePrivilege: no token here
+    has either.
+
+    Raises:
+        StatusError: STATUS_INVALID_OWNER, or `new` is not a self-relative security descriptor.
+    """
+    owner = _split(new)[1][0]
+    allowed = [token.user, *({ADMINISTRATORS} & token.groups)]
+    if owner not in [sid_bytes(sid) for sid in allowed]:
+        raise StatusError(STATUS_INVALID_OWNER)
 
 
 _BITS = (

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from vm.emulated.exports.state import state_of
 from vm.emulated.fltmgr import numbers as n
-from vm.emulated.fltmgr.file_names import fold, parse_path
+from vm.emulated.fltmgr.file_names import PATH_BYTES_MAXIMUM, fold, parse_path
 from vm.emulated.fltmgr.file_objects import FileObject
 from vm.emulated.fltmgr.model import Volume
 from vm.emulated.fltmgr.requests import Phase, Request
@@ -21,6 +21,7 @@ from vm.emulated.kernel.status import (
     STATUS_FLT_INVALID_NAME_REQUEST,
     STATUS_FLT_NAME_CACHE_MISS,
     STATUS_INVALID_PARAMETER,
+    STATUS_NAME_TOO_LONG,
     STATUS_OBJECT_NAME_NOT_FOUND,
 )
 
@@ -212,8 +213,15 @@ def _short(path: str) -> str:
 
 
 def hand_out(k: Kernel, text: str, volume: Volume, kind: int) -> int:
-    """A FLT_FILE_NAME_INFORMATION with one reference, not parsed."""
+    """A FLT_FILE_NAME_INFORMATION with one reference, not parsed.
+
+    Raises:
+        StatusError: the name does not fit into a UNICODE_STRING: a path on a volume may be as long as that, and the
+            volume's name comes on top. Which status Windows has for it is not known.
+    """
     raw = text.encode("utf-16-le", "surrogatepass")
+    if len(raw) > PATH_BYTES_MAXIMUM:
+        raise StatusError(STATUS_NAME_TOO_LONG)
     address = k.pool.allocate(SIZE + len(raw), _TAG, owner="fltmgr", paged=True)
     buffer = address + SIZE
     memory = k.memory

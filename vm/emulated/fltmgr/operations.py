@@ -198,8 +198,10 @@ def _flush(k: Kernel, request: Request, file: FileObject) -> Result:
 
 def _query_information(k: Kernel, request: Request, file: FileObject) -> Result:
     opened = _opened(file, after_cleanup=True)
-    if opened.cleaned_up and not opened.node.links and opened.link is not None:
-        # How a filter learns in its post-cleanup callback that the file is gone.
+    file_is_gone = not opened.node.links and opened.link is not None
+    stream_is_gone = opened.node.stream(opened.stream.name) is not opened.stream
+    if opened.cleaned_up and (file_is_gone or stream_is_gone):
+        # How a filter learns in its post-cleanup callback that the file, or this stream of it, is gone.
         raise StatusError(STATUS_FILE_DELETED)
     status, data = information.query(file, opened, request.parameter32(0x08), request.parameter32(0))
     request.write_buffer(request.parameter(0x10), data, "InfoBuffer")
@@ -361,6 +363,8 @@ def _set_security(k: Kernel, request: Request, file: FileObject) -> Result:
     address = request.parameter(0x08)
     size = _descriptor_size(request, address)
     new = request.read_buffer(address, size, "SecurityDescriptor")
+    if request.parameter32(0) & file_security.OWNER_SECURITY_INFORMATION:
+        file_security.check_owner(new, k.token_of(k.current))
     opened.node.security = file_security.replace(opened.node.security, request.parameter32(0), new)
     opened.node.times.change = file.volume.file_system.now()
     return STATUS_SUCCESS, 0
