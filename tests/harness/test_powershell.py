@@ -107,6 +107,17 @@ else {
 """
 )
 
+GOOD_WITH_A_PRINTER = (
+    GOOD.replace(
+        "function Get-Setting {",
+        "function Write-Answer {\n    param([hashtable]$Answer)\n    $json = ConvertTo-Json -InputObject $Answer -Depth 8"
+        " -Compress\n    [Console]::Out.WriteLine($json)\n}\n\nfunction Get-Setting {",
+    )
+    .replace("[Console]::Out.WriteLine((@{ ok = $true;", "Write-Answer -Answer (@{ ok = $true;")
+    .replace("[Console]::Out.WriteLine((@{ ok = $false;", "Write-Answer -Answer (@{ ok = $false;")
+    .replace(" | ConvertTo-Json -Compress -Depth 8))", ")")
+)
+
 BAD = [
     ("syntax", "    $count = 0\n", "    $count = (0\n"),
     ("syntax", "exit 1\n}", "exit 1\n"),
@@ -170,6 +181,12 @@ BAD = [
     ("exit", "    exit 1\n", ""),
     ("exit", "    exit 1\n", "    exit\n"),
     ("exit", "    exit 0\n", "    return\n"),
+    ("one-answer", "    exit 1\n", "    [Console]::WriteLine(1)\n    $count++\n    exit 1\n"),
+    (
+        "one-answer",
+        "    exit 0\n",
+        "    foreach ($one in 1) {\n        [Console]::WriteLine('x')\n    }\n    exit 0\n",
+    ),
 ]
 
 
@@ -177,7 +194,9 @@ def rules(text: str, name: str = "Start-Machine.ps1") -> list[str]:
     return [found.rule for found in powershell.complaints(Source(name, text.encode()))]
 
 
-@pytest.mark.parametrize("text", [GOOD, GOOD.replace("\n", "\r\n"), GOOD_WITH_A_FUNCTION])
+@pytest.mark.parametrize(
+    "text", [GOOD, GOOD.replace("\n", "\r\n"), GOOD_WITH_A_FUNCTION, GOOD_WITH_A_PRINTER]
+)
 def test_a_script_that_keeps_the_rules_passes(text: str) -> None:
     assert powershell.complaints(Source("Start-Machine.ps1", text.encode())) == []
 
@@ -187,6 +206,10 @@ def test_a_script_that_breaks_one_rule_is_told_which(rule: str, old: str, new: s
     assert GOOD.count(old), "the sample has changed"
 
     assert rule in rules(GOOD.replace(old, new))
+
+
+def test_a_function_that_prints_is_followed_by_an_exit_where_it_is_called() -> None:
+    assert rules(GOOD_WITH_A_PRINTER.replace("    exit 0\n", "    $count++\n    exit 0\n")) == ["one-answer"]
 
 
 def test_every_rule_has_a_bad_sample() -> None:

@@ -15,6 +15,7 @@ from tests.lint.powershell_source import (
     line_of,
     next_statement,
     said,
+    scope,
 )
 
 # Verbs of commands that hand on objects; what they return at the top of a script ends up on standard output.
@@ -23,6 +24,7 @@ _TELLING = (
     "Select|Sort|Split|Start-Job|Test|Where|Write-Output|Checkpoint"
 )
 _TELLS = re.compile(rf"({_TELLING})(-|$)", re.IGNORECASE)
+_JSON_OPTIONS = (("-compress", "is not on one line"), ("-depth", "is cut off below the second level"))
 _QUIET = (
     "out-null",
     "out-file",
@@ -51,20 +53,30 @@ def answer_form(source: Source) -> Iterator[Complaint]:
         if command_name(command).lower() != "convertto-json":
             continue
         words = [word.lower() for word in arguments(command)]
-        for option, why in (
-            ("-compress", "is not on one line"),
-            ("-depth", "is cut off below the second level"),
-        ):
+        # What a script block hands on is read by the script itself; only what leaves it must be complete.
+        options = _JSON_OPTIONS if not _within(command, "script_block_expression") else _JSON_OPTIONS[:1]
+        for option, why in options:
             if option not in words:
                 yield Complaint(line_of(command), "answer-form", f"JSON without '{option}' {why}")
 
 
 def one_answer(source: Source) -> Iterator[Complaint]:
-    """What follows a printed answer is the exit: so there is exactly one."""
+    """What follows a printed answer is the exit: so there is exactly one.
+
+    An own function that prints as its last act is allowed; then the exit follows where it is called.
+    """
+    printers = set()
     for node in _printing(source):
-        following = next_statement(node)
-        if following is None or not _leaves(following):
+        following, function = next_statement(node), scope(node)
+        if following is None and function.type == "function_statement" and _within_body(node, function):
+            printers.add(said(next(find(function, "function_name"))).lower())
+        elif following is None or not _leaves(following):
             yield Complaint(line_of(node), "one-answer", "prints without an 'exit' right after it")
+    for command in source.nodes("command"):
+        if command_name(command).lower() in printers:
+            following = next_statement(command)
+            if following is None or not _leaves(following):
+                yield Complaint(line_of(command), "one-answer", "answers without an 'exit' right after it")
 
 
 def stray_output(source: Source) -> Iterator[Complaint]:
@@ -166,6 +178,20 @@ def _commands(pipeline: Node) -> list[Node]:
     ]
 
 
+def _within(node: Node, kind: str) -> bool:
+    """True for a node somewhere inside one of this type."""
+    current = node.parent
+    while current is not None and current.type != kind:
+        current = current.parent
+    return current is not None
+
+
+def _within_body(node: Node, function: Node) -> bool:
+    """True for a statement of a function itself, not of a block in it."""
+    body = next(find(function, "script_block_body"), None)
+    return node in _body(body)
+
+
 def _is_exit(node: Node) -> bool:
     return node.type == "flow_control_statement" and any(child.type == "exit" for child in node.children)
 
@@ -202,7 +228,7 @@ def _ends(statements: list[Node], leaving: set[str]) -> bool:
     last = statements[-1]
     if last.type == "try_statement":
         blocks = [child for child in last.children if child.type == "statement_block"]
-        catches = list(find(last, "catch_clauses"))[:1]
+        catches = [child for child in last.children if child.type == "catch_clauses"]
         caught = [
             _block(clause) for each in catches for clause in each.children if clause.type == "catch_clause"
         ]

@@ -109,7 +109,7 @@ def strict_mode(source: Source) -> Iterator[Complaint]:
 def preferences(source: Source) -> Iterator[Complaint]:
     """Stop at the first error; no progress records, which end up on standard error of a remote shell."""
     wanted = {"ErrorActionPreference": "Stop", "ProgressPreference": "SilentlyContinue"}
-    assigned = {}
+    assigned: dict[str, str] = {}
     for statement in source.statements():
         match = re.fullmatch(r"\$(\w+)\s*=\s*['\"](\w+)['\"]", said(statement).strip())
         if match:

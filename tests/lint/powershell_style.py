@@ -65,8 +65,8 @@ _LATER_NODES = {
 }
 _LATER_VARIABLES = ("$iswindows", "$islinux", "$ismacos", "$iscoreclr", "$psstyle")
 _DRIVE = re.compile(r"(?<![A-Za-z])([A-Za-z]:)[\\/]")
-_GUEST_ROOT = re.compile(r"C:[\\/]Downlink\b", re.IGNORECASE)
-"""Where a deployment lies in every guest (`harness.deployment.plan.GUEST_ROOT`)."""
+_IN_EVERY_GUEST = re.compile(r"C:[\\/](Downlink|Python)\b|(?<=['\"])[DE]:[\\/](?=['\"])", re.IGNORECASE)
+"""What lies at the same place in every guest by design (docs/architecture.md): our files, Python, two volumes."""
 _TEXT = ("string_literal", "generic_token", "path_command_name", "command_name")
 
 
@@ -98,7 +98,7 @@ def drives(source: Source) -> Iterator[Complaint]:
     for node in source.nodes(*_TEXT):
         if node.type != "string_literal" and any(child.type == "string_literal" for child in find(node)):
             continue
-        text = _GUEST_ROOT.sub("", said(node))
+        text = _IN_EVERY_GUEST.sub("", said(node))
         if match := _DRIVE.search(text):
             yield Complaint(
                 line_of(node), "drive", f"names the drive '{match[1]}'; use $env:SystemRoot or a parameter"
