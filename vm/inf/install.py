@@ -45,12 +45,14 @@ class Install:
         uninstall: whether it is the latter.
         architecture: of its decoration in lower case ("amd64"), empty if it has none.
         build: lowest build of its decoration, 0 if it names none.
+        version: lowest (major, minor) version of its decoration, (0, 0) if it names none.
     """
 
     section: Section
     uninstall: bool
     architecture: str
     build: int
+    version: tuple[int, int] = (0, 0)
 
     @property
     def family(self) -> Family:
@@ -118,9 +120,14 @@ def installs(inf: Inf) -> list[Install]:
                 match[1].lower() == "uninstall",
                 decoration[1].lower() if decoration else "",
                 build or 0,
+                (_part(version, 0), _part(version, 1)),
             )
         )
     return found
+
+
+def _part(version: list[str], index: int) -> int:
+    return (number(version[index]) or 0) if len(version) > index and version[index] else 0
 
 
 def for_architecture(inf: Inf, architecture: str) -> list[Install]:
