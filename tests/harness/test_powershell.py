@@ -173,6 +173,11 @@ BAD = [
         "$count } } | ConvertTo-Json -Compress",
     ),
     ("one-answer", "    exit 0\n", "    Stop-VM\n    exit 0\n"),
+    (
+        "one-answer",
+        "    exit 0\n",
+        "    if ($Force) {\n        $count++\n        exit 0\n    }\n    exit 1\n",
+    ),
     ("stray-output", "| Out-Null", ""),
     ("stray-output", "$null = Start-VM -Name $Name", "Get-VM -Name $Name"),
     ("stray-output", "$null = Start-VM -Name $Name", "'started'"),
@@ -210,6 +215,10 @@ def test_a_script_that_breaks_one_rule_is_told_which(rule: str, old: str, new: s
 
 def test_a_function_that_prints_is_followed_by_an_exit_where_it_is_called() -> None:
     assert rules(GOOD_WITH_A_PRINTER.replace("    exit 0\n", "    $count++\n    exit 0\n")) == ["one-answer"]
+
+
+def test_the_code_may_be_chosen_after_the_answer() -> None:
+    assert rules(GOOD.replace("    exit 0\n", "    if ($Force) {\n        exit 0\n    }\n    exit 1\n")) == []
 
 
 def test_every_rule_has_a_bad_sample() -> None:

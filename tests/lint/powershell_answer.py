@@ -197,6 +197,10 @@ def _is_exit(node: Node) -> bool:
 
 
 def _leaves(node: Node) -> bool:
+    """True for `exit`, `return`, and an `if` that does nothing else but choose the code."""
+    if node.type == "if_statement":
+        blocks = list(find(node, "statement_block"))
+        return all(statements and all(map(_is_exit, statements)) for statements in map(_body, blocks))
     return node.type == "flow_control_statement" and any(
         child.type in ("exit", "return") for child in node.children
     )
