@@ -1,4 +1,4 @@
-"""The guest: commands, files and boot identity behind one object."""
+"""The guest: commands, files and boot identity behind one object, whatever carries them."""
 
 from __future__ import annotations
 
@@ -8,13 +8,18 @@ from pathlib import Path
 from typing import Self
 
 from harness.log import Log
+from harness.remote.addresses import CurrentAddress
+from harness.remote.channels import CommandResult, Commands, ContentError, Files, Upload, shown_code
+from harness.remote.local import LocalCommands, LocalFiles
 from harness.remote.polling import wait_until
 from harness.remote.quoting import COMMAND_LINE_CHARACTERS, command_line
-from harness.remote.sftp import Sftp, Upload
-from harness.remote.winrm import CommandResult, WinRm, shown_code
+from harness.remote.sftp import Sftp
+from harness.remote.sync import Sync, synchronise
+from harness.remote.winrm import WinRm
+from harness.remote.winrm_files import WinRmFiles
 from vm.deadline import Deadline
-from vm.errors import DeadlineExceededError, GuestError
-from vm.machine import GuestAddress
+from vm.errors import DeadlineExceededError, GuestError, MachineError
+from vm.machine import Channel, GuestAddress
 
 BOOT_KEY = r"HKLM\SYSTEM\CurrentControlSet\Control\Session Manager\Memory Management\PrefetchParameters"
 BOOT_VALUE = "BootId"
@@ -27,16 +32,50 @@ class Guest:
     """One running guest. Close it (or use it as a context manager) when it is not needed any more.
 
     Args:
-        address: where it answers and how to log on.
+        address: where it answers and how to log on; or a function that tells it, asked again after a lost connection.
         machine: the machine's name, for messages.
         log: gets every command and transfer.
+        commands, files: the ways into the guest; by default those that the address asks for: over WinRM and SFTP, over
+            WinRM alone where there is no SSH, or this host itself.
     """
 
-    def __init__(self, address: GuestAddress, *, machine: str, log: Log | None = None) -> None:
+    def __init__(
+        self,
+        address: GuestAddress | Callable[[], GuestAddress],
+        *,
+        machine: str,
+        log: Log | None = None,
+        commands: Commands | None = None,
+        files: Files | None = None,
+    ) -> None:
         self.machine = machine
         self.log = log or Log()
-        self._winrm = WinRm(address, machine=machine, log=self.log)
-        self._sftp = Sftp(address, machine=machine, log=self.log)
+        self._address = CurrentAddress(address)
+        self._commands = commands
+        self._files = files
+
+    @property
+    def commands(self) -> Commands:
+        """What runs commands in it."""
+        if self._commands is None:
+            if self._address.get().channel is Channel.LOCAL:
+                self._commands = LocalCommands(machine=self.machine, log=self.log)
+            else:
+                self._commands = WinRm(self._address, machine=self.machine, log=self.log)
+        return self._commands
+
+    @property
+    def files(self) -> Files:
+        """What reads and writes its files."""
+        if self._files is None:
+            address = self._address.get()
+            if address.channel is Channel.LOCAL:
+                self._files = LocalFiles(machine=self.machine, log=self.log)
+            elif address.ssh_port is None:
+                self._files = WinRmFiles(self.commands, machine=self.machine, log=self.log)
+            else:
+                self._files = Sftp(self._address, machine=self.machine, log=self.log)
+        return self._files
 
     def __enter__(self) -> Self:
         return self
@@ -56,8 +95,8 @@ class Guest:
         on_output: Callable[[str], None] | None = None,
         keep_output: bool = True,
     ) -> CommandResult:
-        """Run one command; see `WinRm.run`. With `check`, an exit code other than 0 is a `GuestError`."""
-        result = self._winrm.run(
+        """Run one command; see `Commands.run`. With `check`, an exit code other than 0 is a `GuestError`."""
+        result = self.commands.run(
             command,
             deadline=deadline,
             stdin=stdin,
@@ -70,25 +109,43 @@ class Guest:
             raise failure(result, self.machine)
         return result
 
-    def put(self, uploads: Iterable[Upload], deadline: Deadline) -> int:
-        """Send files; returns the bytes sent. See `Sftp.put`."""
-        return self._sftp.put(uploads, deadline)
+    def put(self, uploads: Iterable[Upload], deadline: Deadline, *, resume: bool = False) -> int:
+        """Send files; returns the bytes sent. See `Files.put`."""
+        return self.files.put(uploads, deadline, resume=resume)
 
     def put_bytes(self, content: bytes, target: str, deadline: Deadline) -> None:
         """Write one small file, replacing an older one."""
-        self._sftp.put_bytes(content, target, deadline)
+        self.files.put_bytes(content, target, deadline)
 
-    def read_bytes(self, source: str, deadline: Deadline) -> bytes | None:
-        """Content of a file in the guest, None when there is none."""
-        return self._sftp.read_bytes(source, deadline)
+    def read_bytes(
+        self, source: str, deadline: Deadline, *, offset: int = 0, limit: int | None = None
+    ) -> bytes | None:
+        """Content of a file in the guest from `offset` on, at most `limit` bytes; None when there is none."""
+        return self.files.read_bytes(source, deadline, offset=offset, limit=limit)
+
+    def size(self, path: str, deadline: Deadline) -> int | None:
+        """Size of a file in bytes; None when there is none."""
+        return self.files.size(path, deadline)
 
     def get_tree(self, source: str, target: Path, deadline: Deadline) -> list[Path]:
         """Fetch a directory into `target`; returns what was fetched."""
-        return self._sftp.get_tree(source, target, deadline)
+        return self.files.get_tree(source, target, deadline)
 
     def remove(self, paths: Iterable[str], deadline: Deadline) -> None:
         """Remove files; those that are not there are fine."""
-        self._sftp.remove(paths, deadline)
+        self.files.remove(paths, deadline)
+
+    def sync(
+        self,
+        files: Mapping[str, Path],
+        root: str,
+        deadline: Deadline,
+        *,
+        manifest: str,
+        digests: Mapping[str, str] | None = None,
+    ) -> Sync:
+        """Make a directory of the guest hold `files`, sending only what changed; see `synchronise`."""
+        return synchronise(self, files, root, deadline, manifest=manifest, digests=digests)
 
     def verify(self, digests: Mapping[str, str], deadline: Deadline) -> None:
         """Have the guest itself compute the SHA-256 of files and compare.
@@ -97,7 +154,7 @@ class Guest:
             digests: SHA-256 in hex by Windows path.
 
         Raises:
-            GuestError: a file is missing or differs; names the first one.
+            ContentError: a file is missing or differs; names the first one.
         """
         for group in _groups(tuple(digests)):
             line = " & ".join(_hash_command(path) for path in group)
@@ -108,9 +165,9 @@ class Guest:
                 found = [_first(_digests(self._hash(path, deadline))) for path in group]
             for path, seen in zip(group, found, strict=True):
                 if not seen:
-                    raise GuestError(f"'{path}' is not in the guest", machine=self.machine)
+                    raise ContentError(f"'{path}' is not in the guest", machine=self.machine)
                 if seen != digests[path].lower():
-                    raise GuestError(
+                    raise ContentError(
                         f"'{path}' in the guest is not what was sent: its SHA-256 is {seen[:16]}…"
                         f" instead of {digests[path][:16]}…",
                         hint="a disk or a filter in the guest changed it; look at 'fltmc filters'",
@@ -126,8 +183,9 @@ class Guest:
         return words[-1]
 
     def reconnect(self) -> None:
-        """Forget all connections and shells; the next call makes new ones."""
+        """Forget all connections and shells; the next call makes new ones, where the guest answers then."""
         self.close()
+        self._address.forget()
 
     def wait_for_boot(self, previous: str | None, deadline: Deadline) -> str:
         """Wait until the guest answers, with another boot identity than `previous`; returns the new one.
@@ -141,7 +199,7 @@ class Guest:
             nonlocal identity
             try:
                 identity = self.boot_identity(deadline.sooner(seconds=10))
-            except (GuestError, DeadlineExceededError) as error:
+            except (GuestError, MachineError, DeadlineExceededError) as error:
                 self.reconnect()
                 return str(error)
             return f"still the boot {identity}" if identity == previous else None
@@ -151,8 +209,9 @@ class Guest:
 
     def close(self) -> None:
         """Close all connections."""
-        self._winrm.close()
-        self._sftp.close()
+        for channel in (self._commands, self._files):
+            if channel is not None:
+                channel.close()
 
     def _hash(self, path: str, deadline: Deadline) -> str:
         return self.run(_hash_command(path), deadline=deadline, check=False).stdout

@@ -8,15 +8,17 @@ import socket
 import stat
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
-from typing import Any
+from typing import IO, Any, TypeVar
 
 import paramiko
 
 from harness.log import Log
+from harness.remote.addresses import CurrentAddress
+from harness.remote.channels import Upload as Upload
+from harness.remote.channels import safe_name, transfer
 from vm.deadline import Deadline
 from vm.errors import DeadlineExceededError, GuestError
 from vm.machine import GuestAddress
@@ -31,12 +33,11 @@ PREFETCH_REQUESTS = 64
 """Requests in flight while a file is fetched: as fast as unlimited, without flooding the server."""
 
 
-@dataclass(frozen=True, slots=True)
-class Upload:
-    """One file to send: its content and its Windows path in the guest."""
+PACKET_BYTES = 32768
+"""What paramiko writes at once; Win32-OpenSSH has a bug above 100 kB."""
 
-    source: Path
-    target: str
+_FAILURES = (OSError, paramiko.SSHException, EOFError)
+_T = TypeVar("_T")
 
 
 class Sftp:
@@ -48,109 +49,163 @@ class Sftp:
         log: gets every transfer with its size and speed.
     """
 
-    def __init__(self, address: GuestAddress, *, machine: str, log: Log) -> None:
-        self._address = address
+    def __init__(self, address: GuestAddress | CurrentAddress, *, machine: str, log: Log) -> None:
+        self._address = address if isinstance(address, CurrentAddress) else CurrentAddress(address)
         self._machine = machine
         self._log = log
         self._lock = threading.Lock()
         self._transport: paramiko.Transport | None = None
         self._client: paramiko.SFTPClient | None = None
         self._directories: set[str] = set()
-        log.protect(address.credentials.password)
 
     @property
     def where(self) -> str:
         """Host and port, as messages show them."""
-        return f"{self._address.host}:{self._address.ssh_port}"
+        address = self._address.get()
+        return f"{address.host}:{address.ssh_port}"
 
-    def put(self, uploads: Iterable[Upload], deadline: Deadline) -> int:
-        """Send files, each as `.part` that is renamed when it is complete; returns the bytes sent.
-
-        Raises:
-            GuestError: a file cannot be written, or the guest is not the one whose key is pinned.
-            DeadlineExceededError: not all of them arrived in time; what is complete stays.
-        """
+    def put(self, uploads: Iterable[Upload], deadline: Deadline, *, resume: bool = False) -> int:
+        """Send files; see `Files.put`."""
         started = time.monotonic()
         total = count = 0
-        with self._lock:
-            for upload in uploads:
-                client = self._ready(deadline, f"'{upload.target}' to be sent")
-                target = sftp_path(upload.target)
-                try:
-                    self._make_directories(client, posixpath.dirname(target))
-                    attributes = client.put(str(upload.source), target + ".part")
-                    client.posix_rename(target + ".part", target)
-                except (OSError, paramiko.SSHException, EOFError) as error:
-                    raise self._failure(error, f"sending '{upload.target}'") from error
-                total += attributes.st_size or 0
-                count += 1
-        self._log_speed("sent", count, total, time.monotonic() - started)
+        for upload in uploads:
+            target = sftp_path(upload.target)
+            # After a lost connection within one file, what has arrived already counts when it may be resumed.
+            total += self._do(
+                deadline,
+                f"sending '{upload.target}'",
+                lambda client, u=upload, t=target: self._send(client, u, t, deadline, resume),  # type: ignore[misc]
+            )
+            count += 1
+        self._log.write(transfer("sent", count, total, time.monotonic() - started))
         return total
 
     def put_bytes(self, content: bytes, target: str, deadline: Deadline) -> None:
         """Write one small file, replacing an older one."""
-        with self._lock:
-            client = self._ready(deadline, f"'{target}' to be written")
-            path = sftp_path(target)
-            try:
-                self._make_directories(client, posixpath.dirname(path))
-                with client.open(path + ".part", "wb") as file:
-                    file.set_pipelined(True)
-                    file.write(content)
-                client.posix_rename(path + ".part", path)
-            except (OSError, paramiko.SSHException, EOFError) as error:
-                raise self._failure(error, f"writing '{target}'") from error
+        path = sftp_path(target)
 
-    def read_bytes(self, source: str, deadline: Deadline) -> bytes | None:
-        """Content of a file in the guest, None when there is none."""
-        with self._lock:
-            client = self._ready(deadline, f"'{source}' to be read")
+        def write(client: paramiko.SFTPClient) -> None:
+            self._make_directories(client, posixpath.dirname(path))
+            with client.open(path + ".part", "wb") as file:
+                file.set_pipelined(True)
+                file.write(content)
+            client.posix_rename(path + ".part", path)
+
+        self._do(deadline, f"writing '{target}'", write)
+
+    def read_bytes(
+        self, source: str, deadline: Deadline, *, offset: int = 0, limit: int | None = None
+    ) -> bytes | None:
+        """Content of a file; see `Files.read_bytes`."""
+
+        def read(client: paramiko.SFTPClient) -> bytes | None:
             try:
                 with client.open(sftp_path(source), "rb") as file:
-                    return file.read()
+                    if offset:
+                        file.seek(offset)
+                    elif limit is None:
+                        file.prefetch(max_concurrent_requests=PREFETCH_REQUESTS)
+                    return file.read(limit)
             except FileNotFoundError:
                 return None
-            except (OSError, paramiko.SSHException, EOFError) as error:
-                raise self._failure(error, f"reading '{source}'") from error
+
+        return self._do(deadline, f"reading '{source}'", read)
+
+    def size(self, path: str, deadline: Deadline) -> int | None:
+        """Size of a file; see `Files.size`."""
+        return self._do(deadline, f"looking at '{path}'", lambda client: _size(client, sftp_path(path)))
 
     def get_tree(self, source: str, target: Path, deadline: Deadline) -> list[Path]:
-        """Fetch a directory of the guest into `target`; returns what was fetched, nothing when there is none."""
+        """Fetch a directory; see `Files.get_tree`."""
         started = time.monotonic()
-        fetched: list[Path] = []
-        with self._lock:
-            client = self._ready(deadline, f"'{source}' to be fetched")
-            try:
+
+        def fetch(client: paramiko.SFTPClient) -> list[Path]:
+            fetched: list[Path] = []
+            with suppress(FileNotFoundError):
                 self._fetch(client, sftp_path(source), target, deadline, fetched)
-            except FileNotFoundError:
-                return fetched
-            except (OSError, paramiko.SSHException, EOFError) as error:
-                raise self._failure(error, f"fetching '{source}'") from error
-        size = sum(path.stat().st_size for path in fetched)
-        self._log_speed("fetched", len(fetched), size, time.monotonic() - started)
-        return fetched
+            return fetched
+
+        found = self._do(deadline, f"fetching '{source}'", fetch)
+        size = sum(path.stat().st_size for path in found)
+        self._log.write(transfer("fetched", len(found), size, time.monotonic() - started))
+        return found
 
     def remove(self, paths: Iterable[str], deadline: Deadline) -> None:
         """Remove files; those that are not there are fine."""
-        with self._lock:
-            for path in paths:
-                client = self._ready(deadline, f"'{path}' to be removed")
-                try:
-                    with suppress(FileNotFoundError):
-                        client.remove(sftp_path(path))
-                except (OSError, paramiko.SSHException, EOFError) as error:
-                    raise self._failure(error, f"removing '{path}'") from error
+
+        def delete(client: paramiko.SFTPClient, path: str) -> None:
+            with suppress(FileNotFoundError):
+                client.remove(sftp_path(path))
+
+        for path in paths:
+            self._do(deadline, f"removing '{path}'", lambda client, p=path: delete(client, p))  # type: ignore[misc]
 
     def close(self) -> None:
         """Close the connection; the next call opens another one."""
         with self._lock:
             self._disconnect()
 
+    def _do(self, deadline: Deadline, doing: str, action: Callable[[paramiko.SFTPClient], _T]) -> _T:
+        """Carry `action` out, once more over a new connection when the old one was lost.
+
+        All that is done here may be done twice: files are written beside their place, and reading changes nothing.
+        """
+        with self._lock:
+            for attempt in (1, 2):
+                fresh = self._client is None
+                try:
+                    return action(self._ready(deadline, doing))
+                except _FAILURES as error:
+                    gone = self._is_lost(error)
+                    if gone:
+                        self._disconnect()
+                    # A connection that was lost as soon as it was made is no idle one that the guest has dropped.
+                    if attempt == 2 or not gone or fresh or deadline.passed:
+                        raise self._failure(error, doing) from error
+                    self._log.write(f"connection renewed after '{error}' while {doing}")
+        raise AssertionError("unreachable")
+
+    def _is_lost(self, error: Exception) -> bool:
+        """True when the connection is at fault, not what was asked for."""
+        active = self._transport is not None and self._transport.is_active()
+        return not active or isinstance(
+            error, EOFError | paramiko.SSHException | ConnectionError | TimeoutError
+        )
+
+    def _send(
+        self, client: paramiko.SFTPClient, upload: Upload, target: str, deadline: Deadline, resume: bool
+    ) -> int:
+        """Write one file beside its place and move it there; returns the bytes that were sent."""
+        self._make_directories(client, posixpath.dirname(target))
+        part = target + ".part"
+        with upload.source.open("rb") as source:
+            size = source.seek(0, 2)
+            there = (_size(client, part) or 0) if resume else 0
+            begin = there if there <= size else 0
+            source.seek(begin)
+            with client.open(part, "r+b" if begin else "wb") as file:
+                file.set_pipelined(True)
+                file.seek(begin)
+                self._write(file, source, upload.target, deadline)
+        if (arrived := _size(client, part)) != size:
+            raise OSError(f"{arrived} of {size} bytes arrived; is the guest's disk full?")
+        client.posix_rename(part, target)
+        return size - begin
+
+    def _write(self, file: paramiko.SFTPFile, source: IO[bytes], name: str, deadline: Deadline) -> None:
+        while piece := source.read(PACKET_BYTES):
+            deadline.check(f"'{name}' to be sent", machine=self._machine)
+            file.write(piece)
+
     def _fetch(
         self, client: paramiko.SFTPClient, source: str, target: Path, deadline: Deadline, fetched: list[Path]
     ) -> None:
         for entry in client.listdir_attr(source):
             deadline.check(f"'{source}' to be fetched", machine=self._machine)
-            path, place = posixpath.join(source, entry.filename), target / _safe_name(entry.filename)
+            path, place = (
+                posixpath.join(source, entry.filename),
+                target / safe_name(entry.filename, self._machine),
+            )
             if stat.S_ISDIR(entry.st_mode or 0):
                 self._fetch(client, path, place, deadline, fetched)
             else:
@@ -158,8 +213,8 @@ class Sftp:
                 client.get(path, str(place), max_concurrent_prefetch_requests=PREFETCH_REQUESTS)
                 fetched.append(place)
 
-    def _ready(self, deadline: Deadline, what: str) -> paramiko.SFTPClient:
-        deadline.check(what, machine=self._machine)
+    def _ready(self, deadline: Deadline, doing: str) -> paramiko.SFTPClient:
+        deadline.check(f"SFTP to finish {doing}", machine=self._machine)
         if self._client is None or self._transport is None or not self._transport.is_active():
             self._connect(deadline)
         assert self._client is not None
@@ -170,12 +225,14 @@ class Sftp:
 
     def _connect(self, deadline: Deadline) -> None:
         self._disconnect()
-        address = self._address
+        address = self._address.refresh()
+        self._log.protect(address.credentials.password)
         if address.ssh_port is None:
             raise GuestError(
                 "the guest has no SFTP", hint="give the machine an ssh_port", machine=self._machine
             )
         seconds = max(0.1, min(deadline.remaining, STEP_SECONDS))
+        key_file = self._private_key(address)
         try:
             sock = socket.create_connection((address.host, address.ssh_port), timeout=seconds)
             # Without it every small request waits for a delayed acknowledgement: 1 MB/s instead of 30 (measured).
@@ -188,18 +245,52 @@ class Sftp:
                 options.key_types = [kind]
             self._transport.start_client(timeout=seconds)
             self._check_host_key(self._transport, kind, key)
-            self._transport.auth_password(address.credentials.username, address.credentials.password)
+            if key_file is not None:
+                self._transport.auth_publickey(address.credentials.username, key_file)
+            else:
+                self._transport.auth_password(address.credentials.username, address.credentials.password)
             self._client = paramiko.SFTPClient.from_transport(self._transport)
         except paramiko.AuthenticationException as error:
             self._disconnect()
-            raise GuestError(
-                f"the guest at {self.where} refused the user name or password for SFTP",
-                hint="the machine's state may be stale: ./inv vm.stop, then run the command again",
-                machine=self._machine,
-            ) from error
-        except (OSError, paramiko.SSHException, EOFError) as error:
+            raise self._refused(address) from error
+        except _FAILURES as error:
             self._disconnect()
             raise self._failure(error, f"connecting to SFTP at {self.where}") from error
+
+    def _private_key(self, address: GuestAddress) -> paramiko.PKey | None:
+        """The key to log on with, None for the password; raises `GuestError` when its file cannot be used."""
+        path = address.private_key
+        if path is None:
+            return None
+        try:
+            return paramiko.PKey.from_path(path)
+        except OSError as error:
+            reason = error.strerror or str(error)
+        except paramiko.PasswordRequiredException:
+            reason = "it is protected by a passphrase"
+        except (paramiko.SSHException, ValueError):
+            reason = "it holds no private key"
+        raise GuestError(
+            f"the private key '{path}' cannot be used: {reason}",
+            hint="name a key without a passphrase in 'private_key', or leave it out to log on with the password",
+            machine=self._machine,
+        )
+
+    def _refused(self, address: GuestAddress) -> GuestError:
+        if address.private_key is not None:
+            return GuestError(
+                f"the guest at {self.where} refused the key '{address.private_key}' for SFTP",
+                hint="the public key of an administrator belongs into"
+                r" C:\ProgramData\ssh\administrators_authorized_keys in the guest, which only Administrators and SYSTEM"
+                " may access",
+                machine=self._machine,
+            )
+        return GuestError(
+            f"the guest at {self.where} refused the user name or password for SFTP",
+            hint="check the machine's user and password; if the machine is ours, its state may be stale: ./inv vm.stop,"
+            " then run the command again",
+            machine=self._machine,
+        )
 
     def _check_host_key(self, transport: paramiko.Transport, kind: str, key: str) -> None:
         shown = transport.get_remote_server_key()
@@ -207,7 +298,7 @@ class Sftp:
             self._disconnect()
             raise GuestError(
                 f"the SSH host key at {self.where} is not the one that belongs to this machine ({shown.fingerprint})",
-                hint="something else listens there; ./inv vm.stop, then start the machine again",
+                hint="something else listens there, or the guest was made anew; a machine of ours: ./inv vm.stop, then start it",
                 machine=self._machine,
             )
 
@@ -239,18 +330,14 @@ class Sftp:
                 with suppress(OSError, EOFError, paramiko.SSHException):
                     part.close()
 
-    def _log_speed(self, what: str, count: int, size: int, seconds: float) -> None:
-        speed = size / 1e6 / seconds if seconds else 0.0
-        self._log.write(f"{what} {count} files, {size} bytes in {seconds:.3f} s ({speed:.1f} MB/s)")
-
 
 def sftp_path(path: str) -> str:
     r"""`C:\Downlink\x` as SFTP servers on Windows want it: `/C:/Downlink/x`."""
     return "/" + PureWindowsPath(path).as_posix().lstrip("/")
 
 
-def _safe_name(name: str) -> str:
-    """A file name of the guest, which must not lead out of the directory that it is fetched into."""
-    if name in ("", ".", "..") or set(name) & set("/\\:\0"):
-        raise GuestError(f"the guest has a file with the name {name!r}, which is not fetched")
-    return name
+def _size(client: paramiko.SFTPClient, path: str) -> int | None:
+    try:
+        return client.stat(path).st_size
+    except FileNotFoundError:
+        return None

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
 from xml.etree.ElementTree import ParseError
@@ -27,7 +27,20 @@ from winrm.exceptions import (
 from winrm.protocol import Protocol
 
 from harness.log import Log
-from harness.remote.faults import ShellGoneError, is_broken_seal, is_connection_error, translate
+from harness.remote.addresses import CurrentAddress
+from harness.remote.channels import CommandResult as CommandResult
+from harness.remote.channels import shorten, shown_code
+from harness.remote.faults import (
+    ENVELOPE_TOO_LARGE,
+    INPUT_CLOSED,
+    ShellGoneError,
+    fault_code,
+    is_broken_seal,
+    is_connection_error,
+    translate,
+    was_never_sent,
+)
+from harness.remote.pinning import pin
 from harness.remote.quoting import COMMAND_LINE_CHARACTERS, command_line
 from vm.deadline import Deadline
 from vm.errors import DeadlineExceededError, DownlinkError, GuestError
@@ -47,25 +60,18 @@ CLEANUP_SECONDS = 5
 STDIN_CHUNK_BYTES = 100_000
 """Fits the smallest envelope that a server accepts by default (150 kB) after base64."""
 
+SMALLEST_CHUNK_BYTES = 4_000
+"""With pieces below this the envelope itself is the larger part; a server that refuses them is set up wrongly."""
+
+SEND_SECONDS = 60
+"""How long the guest may take to accept input: its default MaxTimeoutms. A program that starts slowly reads late."""
+
+IDLE_SECONDS = 60
+"""http.sys drops a connection that was idle for about 120 s; what must not be sent twice goes over a new one earlier."""
+
 _T = TypeVar("_T")
 _UNEXPECTED = (ParseError, StopIteration, AssertionError, KeyError, ValueError)
 """What pywinrm raises when the answer is not the XML that it expects."""
-
-
-@dataclass(frozen=True, slots=True)
-class CommandResult:
-    """What a command in the guest left behind. `exit_code` is unsigned: 0 to 0xFFFFFFFF."""
-
-    command: str
-    exit_code: int
-    stdout: str
-    stderr: str
-    seconds: float
-
-    @property
-    def output(self) -> str:
-        """Both outputs, for messages: inbox tools write their errors to either."""
-        return "\n".join(part.strip() for part in (self.stdout, self.stderr) if part.strip())
 
 
 @dataclass(slots=True)
@@ -73,7 +79,9 @@ class _Connection:
     """One thread's session with the guest."""
 
     protocol: Any
+    address: GuestAddress
     shell: str | None = None
+    used: float = field(default_factory=time.monotonic)
 
 
 class WinRm:
@@ -85,19 +93,20 @@ class WinRm:
         log: gets every command with its duration and exit code.
     """
 
-    def __init__(self, address: GuestAddress, *, machine: str, log: Log) -> None:
-        self._address = address
+    def __init__(self, address: GuestAddress | CurrentAddress, *, machine: str, log: Log) -> None:
+        self._address = address if isinstance(address, CurrentAddress) else CurrentAddress(address)
         self._machine = machine
         self._log = log
         self._local = threading.local()
         self._lock = threading.Lock()
         self._connections: list[_Connection] = []
-        log.protect(address.credentials.password)
+        self._chunk_bytes = STDIN_CHUNK_BYTES
 
     @property
     def where(self) -> str:
         """Host and port, as messages show them."""
-        return f"{self._address.host}:{self._address.winrm_port}"
+        address = self._address.get()
+        return f"{address.host}:{address.winrm_port}"
 
     def run(
         self,
@@ -110,29 +119,13 @@ class WinRm:
         on_output: Callable[[str], None] | None = None,
         keep_output: bool = True,
     ) -> CommandResult:
-        """Run one command and wait for its end.
-
-        Args:
-            command: program and arguments, quoted here for cmd.exe; or a line that is sent as it is.
-            deadline: when it passes, the command and its children are killed in the guest.
-            stdin: what the command reads; its input is closed afterwards.
-            directory: working directory in the guest.
-            environment: variables beside those of the logon.
-            on_output: gets each piece of standard output as it arrives.
-            keep_output: False leaves standard output out of the result, for a command that prints without end.
-
-        Raises:
-            DeadlineExceededError: the command did not end in time.
-            ConnectionLostError: the connection broke; whether the command has run is not known.
-            ShellGoneError: the guest was restarted meanwhile.
-            GuestError: everything else that WinRM refuses, with what to do.
-        """
+        """Run one command and wait for its end; see `Commands.run`."""
         line = command if isinstance(command, str) else command_line(command)
         if len(line) > COMMAND_LINE_CHARACTERS:
             raise GuestError(
                 f"a command of {len(line)} characters is too long for the guest", machine=self._machine
             )
-        deadline.check(f"'{_shorten(line)}' to be started", machine=self._machine)
+        deadline.check(f"'{shorten(line)}' to be started", machine=self._machine)
         connection = self._connection()
         try:
             if directory is None and environment is None:
@@ -168,28 +161,38 @@ class WinRm:
     def _connection(self) -> _Connection:
         connection: _Connection | None = getattr(self._local, "connection", None)
         if connection is None:
-            connection = _Connection(self._protocol())
+            connection = self._connect()
             self._local.connection = connection
             with self._lock:
                 self._connections.append(connection)
         return connection
 
-    def _protocol(self) -> Any:
-        address = self._address
+    def _connect(self) -> _Connection:
+        address = self._address.get()
+        return _Connection(self._protocol(address), address)
+
+    def _protocol(self, address: GuestAddress) -> Any:
+        self._log.protect(address.credentials.password)
         transport: Any = address.winrm_transport
-        pinned: Any = str(address.certificate) if address.certificate else None
-        return Protocol(
+        no_authorities: Any = None
+        pinned = address.certificate if address.winrm_scheme == "https" else None
+        protocol = Protocol(
             endpoint=f"{address.winrm_scheme}://{address.host}:{address.winrm_port}/wsman",
             transport=transport,
             username=address.credentials.username,
             password=address.credentials.password,
             # The default would take the authorities to trust from the environment.
-            ca_trust_path=pinned,
+            ca_trust_path=no_authorities,
+            # Not ignored: a pinned certificate is compared as a whole, below.
+            server_cert_validation="ignore" if pinned else "validate",
             operation_timeout_sec=OPERATION_SECONDS,
             read_timeout_sec=OPERATION_SECONDS + READ_SLACK_SECONDS,
             # The default would send the guest's traffic through whatever HTTP_PROXY names.
             proxy=None,
         )
+        if pinned is not None:
+            pin(protocol.transport, pinned, machine=self._machine)
+        return protocol
 
     def _start(self, connection: _Connection, line: str, deadline: Deadline) -> tuple[str, str]:
         """Start the command in the thread's own shell; one that has vanished meanwhile is replaced once."""
@@ -218,8 +221,8 @@ class WinRm:
             ),
             f"opening a shell at {self.where}",
             deadline,
-            # A second shell would only be left over for its idle timeout.
-            repeatable=True,
+            # A shell that was made after all would stay until its idle timeout, and count against the quota.
+            repeatable=False,
         )
         return opened
 
@@ -230,7 +233,7 @@ class WinRm:
             lambda protocol: protocol.run_command(
                 shell, program, (arguments,) if arguments else (), console_mode_stdin=False
             ),
-            f"starting '{_shorten(line)}'",
+            f"starting '{shorten(line)}'",
             deadline,
             repeatable=False,
         )
@@ -267,11 +270,42 @@ class WinRm:
     def _feed(
         self, connection: _Connection, shell: str, command_id: str, stdin: bytes, deadline: Deadline
     ) -> None:
-        """Send the input in pieces that fit an envelope; the last one closes the stream."""
-        for start in range(0, len(stdin), STDIN_CHUNK_BYTES):
-            end = start + STDIN_CHUNK_BYTES
+        """Send the input in pieces that fit an envelope; the last one closes the stream.
+
+        A command that ends without reading all of its input is no failure here: its exit code and output tell more.
+        """
+        start = 0
+        while start < len(stdin):
+            end = start + self._chunk_bytes
             send = partial(_send, shell, command_id, stdin[start:end], end >= len(stdin))
-            self._request(connection, send, "sending input to a command", deadline, repeatable=False)
+            try:
+                self._request(
+                    connection,
+                    send,
+                    "sending input to a command",
+                    deadline,
+                    repeatable=False,
+                    longest_seconds=SEND_SECONDS,
+                )
+            except WinRMOperationTimeoutError as error:
+                raise DeadlineExceededError(
+                    f"a command in the guest did not take its input within {SEND_SECONDS} s",
+                    machine=self._machine,
+                ) from error
+            except GuestError as error:
+                code = fault_code(error.__cause__) if error.__cause__ else None
+                if code in INPUT_CLOSED:
+                    self._log.write(f"a command did not read all of its input: {error.message}")
+                    return
+                if code not in ENVELOPE_TOO_LARGE or self._chunk_bytes // 2 < SMALLEST_CHUNK_BYTES:
+                    raise
+                # Refused as a whole: nothing of it has reached the command.
+                self._chunk_bytes //= 2
+                self._log.write(
+                    f"the guest takes small envelopes only; going on with {self._chunk_bytes} bytes"
+                )
+            else:
+                start = end
 
     def _collect(
         self,
@@ -291,15 +325,15 @@ class WinRm:
             if deadline.passed:
                 last = "".join(output).strip().rpartition("\n")[2]
                 raise DeadlineExceededError(
-                    f"'{_shorten(line)}' did not end within {time.monotonic() - started:.0f} s"
-                    + (f"; its last output was '{_shorten(last)}'" if last else ""),
+                    f"'{shorten(line)}' did not end within {time.monotonic() - started:.0f} s"
+                    + (f"; its last output was '{shorten(last)}'" if last else ""),
                     machine=self._machine,
                 )
             try:
                 received, failed, code, done = self._request(
                     connection,
                     lambda protocol: protocol.get_command_output_raw(shell, command_id),
-                    f"waiting for '{_shorten(line)}'",
+                    f"waiting for '{shorten(line)}'",
                     deadline,
                     repeatable=True,
                 )
@@ -324,7 +358,7 @@ class WinRm:
                     f"> {line}\nexit code {shown_code(result.exit_code)} after {result.seconds:.3f} s"
                 )
                 if result.exit_code and result.output:
-                    self._log.write(_shorten(result.output, 4000))
+                    self._log.write(shorten(result.output, 4000))
                 return result
 
     def _quietly(self, connection: _Connection, operation: Callable[[Any], object]) -> None:
@@ -344,40 +378,57 @@ class WinRm:
         deadline: Deadline,
         *,
         repeatable: bool,
+        longest_seconds: int = OPERATION_SECONDS,
     ) -> _T:
         """One exchange, resent once where it is safe.
 
-        A request that broke the seal was never carried out: any may be resent in a new session. A connection that
-        broke during the request leaves open whether it was: only `repeatable` ones are resent.
+        A request that broke the seal was never carried out, nor was one that found no connection: any of them may be
+        resent in a new session. A connection that broke during the request leaves open whether it was: only
+        `repeatable` ones (Receive, Signal, Delete) are resent.
         """
-        protocol = connection.protocol
+        if not repeatable and time.monotonic() - connection.used > IDLE_SECONDS:
+            connection.protocol.transport.close_session()
         for attempt in (1, 2):
-            self._set_timeouts(protocol, deadline)
+            self._set_timeouts(connection.protocol, deadline, longest_seconds)
             try:
-                return operation(protocol)
+                result = operation(connection.protocol)
             except WinRMOperationTimeoutError:
+                connection.used = time.monotonic()
                 raise
             except _ANY_FAILURE as error:
-                again = is_broken_seal(error) or (
-                    repeatable and (is_connection_error(error) or _lost_seal(error))
-                )
-                if is_connection_error(error) or is_broken_seal(error) or _lost_seal(error):
-                    protocol.transport.close_session()
+                lost = is_connection_error(error) or _lost_seal(error)
+                where, moved = self.where, False
+                if lost or is_broken_seal(error):
+                    moved = self._renew(connection)
+                again = is_broken_seal(error) or (repeatable and lost) or (moved and was_never_sent(error))
                 if attempt == 2 or not again or deadline.passed:
                     if deadline.passed and is_connection_error(error):
                         raise DeadlineExceededError(
-                            f"{self.where} did not answer in time while {doing}",
+                            f"{where} did not answer in time while {doing}",
                             hint="does the machine run? ./inv vm.start",
                             machine=self._machine,
                         ) from error
-                    raise translate(error, doing, machine=self._machine, where=self.where) from error
+                    raise translate(error, doing, machine=self._machine, where=where) from error
                 self._log.write(f"connection renewed after '{error}' while {doing}")
+            else:
+                connection.used = time.monotonic()
+                return result
         raise AssertionError("unreachable")
 
+    def _renew(self, connection: _Connection) -> bool:
+        """Give up the session; the next request makes another. True when the guest has another address by now."""
+        connection.protocol.transport.close_session()
+        address = self._address.refresh()
+        if address == connection.address:
+            return False
+        connection.protocol, connection.address = self._protocol(address), address
+        self._log.write(f"the guest answers at {self.where} now")
+        return True
+
     @staticmethod
-    def _set_timeouts(protocol: Any, deadline: Deadline) -> None:
+    def _set_timeouts(protocol: Any, deadline: Deadline, longest_seconds: int = OPERATION_SECONDS) -> None:
         # pywinrm reads both attributes anew for every request.
-        operation = max(1, min(OPERATION_SECONDS, math.ceil(min(deadline.remaining, OPERATION_SECONDS))))
+        operation = max(1, math.ceil(min(deadline.remaining, longest_seconds)))
         protocol.operation_timeout_sec = operation
         protocol.transport.read_timeout_sec = operation + READ_SLACK_SECONDS
 
@@ -399,12 +450,3 @@ _ANY_FAILURE: tuple[type[Exception], ...] = (
 
 def _send(shell: str, command_id: str, piece: bytes, end: bool, protocol: Any) -> None:
     protocol.send_command_input(shell, command_id, piece, end=end)
-
-
-def shown_code(code: int) -> str:
-    """An exit code as people read it: small ones in decimal, statuses and HRESULTs in hexadecimal."""
-    return f"{code}" if code < 0x10000 else f"0x{code:08X}"
-
-
-def _shorten(text: str, limit: int = 120) -> str:
-    return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -1,0 +1,51 @@
+"""Where the guest answers now: an address that is fixed, or one that is asked for again after a lost connection."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+from vm.errors import DownlinkError
+from vm.machine import GuestAddress
+
+
+class CurrentAddress:
+    """The address that connections are made to.
+
+    Args:
+        given: the address, or what tells it. A function is asked at the first use and whenever a connection was lost:
+            a guest may come back from a restart or a restore under another one.
+    """
+
+    def __init__(self, given: GuestAddress | Callable[[], GuestAddress]) -> None:
+        self._ask = given if callable(given) else None
+        self._known = None if callable(given) else given
+        self._lock = threading.Lock()
+
+    def get(self) -> GuestAddress:
+        """The last address known; raises what the function raises when there is none yet."""
+        with self._lock:
+            if self._known is None:
+                assert self._ask is not None
+                self._known = self._ask()
+            return self._known
+
+    def refresh(self) -> GuestAddress:
+        """Ask again. A machine that cannot tell at the moment (it restarts) leaves the last one standing."""
+        with self._lock:
+            before = self._known
+        if self._ask is None or before is None:
+            return self.get()
+        try:
+            now = self._ask()
+        except DownlinkError:
+            return before
+        with self._lock:
+            self._known = now
+        return now
+
+    def forget(self) -> None:
+        """Have the next `get` ask; without effect for an address that is fixed."""
+        if self._ask is not None:
+            with self._lock:
+                self._known = None
