@@ -44,12 +44,17 @@ def main() -> int:
                 transport=settings.get("transport", "ntlm"),
                 seed=settings.get("seed"),
                 rules=settings.get("rules", {}),
+                chaos=_chaos(settings.get("chaos", ())),
+                scheme=settings.get("scheme", "http"),
+                language=settings.get("language", "en"),
             )
         )
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: machine.request_stop())
         state = machine.start()
         write_private(directory / STATE_FILE, state)
+        running = machine
+        machine.on_state_changed = lambda: write_private(directory / STATE_FILE, running.state())
     except DownlinkError as error:
         if machine is not None:
             machine.stop()
@@ -64,6 +69,10 @@ def main() -> int:
         (directory / STATE_FILE).unlink(missing_ok=True)
         machine.stop()
     return 0
+
+
+def _chaos(setting: str | list[str]) -> str | tuple[str, ...]:
+    return setting if isinstance(setting, str) else tuple(setting)
 
 
 def _follow_parent(machine: Any) -> None:

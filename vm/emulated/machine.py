@@ -32,7 +32,7 @@ class EmulatedMachine:
     Args:
         name: name in `harness.toml`.
         directory: the machine's directory (`.machines/<name>`); its C: drive, logs and state file are in it.
-        settings: `winrm_port`, `ssh_port`, `transport`, `seed`, `rules`.
+        settings: those of its kind in `vm.registry`, and "rules".
     """
 
     def __init__(self, name: str, directory: Path, settings: Mapping[str, Any]) -> None:
@@ -96,11 +96,12 @@ class EmulatedMachine:
         return GuestAddress(
             host="127.0.0.1",
             winrm_port=int(state["winrm_port"]),
-            winrm_scheme="http",
+            winrm_scheme=str(state["scheme"]),
             winrm_transport=str(state["transport"]),
             ssh_port=int(state["ssh_port"]),
             host_key=str(state["host_key"]),
             credentials=Credentials(str(state["username"]), str(state["password"])),
+            certificate=Path(state["certificate"]) if state["certificate"] else None,
         )
 
     def clone(self, number: int) -> EmulatedMachine:
@@ -124,6 +125,18 @@ class EmulatedMachine:
             crashes=tuple(_crash(c) for c in answer["crashes"]),
             violations=tuple(Violation(**{**v, "stack": tuple(v["stack"])}) for v in answer["violations"]),
         )
+
+    def chaos(self) -> list[dict[str, Any]]:
+        """What the machine's faults did: one entry per fault with "fault", "occasions" and "firings".
+
+        Raises:
+            MachineError: the machine does not run.
+        """
+        state = self._read_state()
+        if state is None:
+            raise MachineError(f"the machine '{self._name}' does not run", machine=self._name)
+        report: list[dict[str, Any]] = self._ask(state, "chaos", seconds=_ANSWER_SECONDS)
+        return report
 
     def check_image(self, image: bytes, name: str) -> None:
         # Imported here: the engine and the disassembler cost a quarter of a second that other verbs need not pay.
@@ -158,6 +171,11 @@ class EmulatedMachine:
         return ask(int(state["control_port"]), bytes.fromhex(state["key"]), verb, seconds=seconds)
 
     def _launch(self, deadline: Deadline, *, attached: bool) -> None:
+        if self._settings.get("chaos"):
+            # A wrong name is told before a process is made for it; imported here, it costs what few machines need.
+            from vm.emulated.guest.chaos.plan import parse
+
+            parse(self._settings["chaos"])
         self._directory.mkdir(parents=True, exist_ok=True)
         line = {
             "directory": str(self._directory.resolve()),

@@ -10,7 +10,7 @@ import secrets
 import threading
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,12 @@ class ProcessSettings:
     seed: int | None = None
     """None takes a new seed for every boot; the seed in use is in the state file and in every crash report."""
     rules: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    chaos: str | tuple[str, ...] = ()
+    """Faults of the guest (`vm.emulated.guest.chaos`)."""
+    scheme: str = "http"
+    """How WinRM is spoken: "http" or "https" with a certificate of its own."""
+    language: str = "en"
+    """Display language of the inbox tools."""
 
 
 class MachineProcess:
@@ -66,6 +72,10 @@ class MachineProcess:
             cache_directory=settings.cache,
             winrm_port=settings.winrm_port,
             ssh_port=settings.ssh_port,
+            https=settings.scheme == "https",
+            language=settings.language,
+            chaos=settings.chaos,
+            chaos_seed=settings.seed or 0,
         )
         self._face = GuestFace(
             lambda: self.system,
@@ -76,13 +86,22 @@ class MachineProcess:
             clients=self._client_processes,
             on_new_boot=self._new_boot,
             on_restart_requested=lambda: self._events.put("restart"),
+            on_bugcheck_requested=lambda code, parameters, rule: self.system.bugcheck(code, parameters, rule),
+            on_address_changed=lambda: self.on_state_changed(),
             on_shutdown_requested=lambda: self._events.put("stop"),
         )
         self._images = ImageFiles(self._face.drive, self._registry, settings.rules)
         self._control = ControlServer(
             self._key,
-            {"ping": lambda: {"ok": True}, "condition": self._condition, "stop": self._request_stop},
+            {
+                "ping": lambda: {"ok": True},
+                "condition": self._condition,
+                "chaos": self._face.chaos.report,
+                "stop": self._request_stop,
+            },
         )
+        self.on_state_changed: Callable[[], None] = lambda: None
+        """Called when what `state` says has changed; the owner of the state file replaces it."""
 
     @property
     def system(self) -> System:
@@ -109,6 +128,11 @@ class MachineProcess:
             self._end_boot()
             raise
         self._control.start()
+        return self.state()
+
+    def state(self) -> dict[str, Any]:
+        """The machine's state as it is written to `state.json`."""
+        certificate = self._face.certificate
         return {
             "process_id": os.getpid(),
             "control_port": self._control.port,
@@ -119,6 +143,8 @@ class MachineProcess:
             "username": USERNAME,
             "password": self._password,
             "transport": self._settings.transport,
+            "scheme": "https" if certificate is not None else "http",
+            "certificate": str(certificate) if certificate is not None else None,
             "seed": self.system.seed,
         }
 

@@ -26,6 +26,7 @@ from vm.emulated.fltmgr.filter_exports import find_volume
 from vm.emulated.fltmgr.loading import ImageFile
 from vm.emulated.fltmgr.manager import manager_of
 from vm.emulated.fltmgr.ports import PortPolicy
+from vm.emulated.kernel.bugcheck import Bugcheck
 from vm.emulated.kernel.clock import Clock
 from vm.emulated.kernel.kernel import Kernel
 from vm.emulated.kernel.processes import SYSTEM_PROCESS_ID, KProcess
@@ -93,6 +94,15 @@ class System:
     def shut_down(self) -> None:
         """End this boot at once: nothing is unloaded, whoever waits gets `MachineStoppedError`."""
         self._processor.stop()
+
+    def bugcheck(self, code: int, parameters: tuple[int, int, int, int], rule: str) -> None:
+        """Stop the kernel as a broken driver would; returns when it has stopped."""
+
+        def crash() -> Model:
+            raise Bugcheck(code, *parameters, rule=rule)
+            yield  # the model's work is a generator
+
+        self._quietly(lambda: self._system(crash, "bugcheck"))
 
     # Computer
 

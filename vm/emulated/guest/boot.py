@@ -30,14 +30,14 @@ _ELEMENTS = f"HKLM\\BCD00000000\\Objects\\{BOOT_ENTRY}\\Elements"
 _TESTSIGNING = f"{_ELEMENTS}\\16000049"
 
 
-def prepare(registry: Registry, *, testsigning: bool) -> None:
+def prepare(registry: Registry, *, testsigning: bool, secure_boot: bool = False) -> None:
     """Give a registry that has never booted its boot configuration and version; one that has is left alone."""
     if registry.exists(_ELEMENTS):
         return
     registry.create_key(_ELEMENTS)
-    if testsigning:
+    if testsigning and not secure_boot:
         set_testsigning(registry, on=True)
-    registry.set_dword(f"{CONTROL}\\SecureBoot\\State", "UEFISecureBootEnabled", 0)
+    registry.set_dword(f"{CONTROL}\\SecureBoot\\State", "UEFISecureBootEnabled", int(secure_boot))
     version, build, revision = WINDOWS_VERSION.rsplit(".", 2)
     registry.set_string(_CURRENT_VERSION, "ProductName", PRODUCT_NAME)
     registry.set_string(_CURRENT_VERSION, "CurrentBuild", build)
@@ -58,6 +58,14 @@ def begin(registry: Registry) -> None:
     for name in registry.subkeys(SERVICES):
         if "DeleteFlag" in registry.values(f"{SERVICES}\\{name}"):
             registry.delete_key(f"{SERVICES}\\{name}", recursive=True)
+
+
+def secure_boot_on(registry: Registry) -> bool:
+    """True if the firmware booted with Secure Boot."""
+    try:
+        return registry.get_dword(f"{CONTROL}\\SecureBoot\\State", "UEFISecureBootEnabled") != 0
+    except (MissingKeyError, MissingValueError, ValueTypeError):
+        return False
 
 
 def set_testsigning(registry: Registry, *, on: bool) -> None:

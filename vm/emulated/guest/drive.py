@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 ERROR_FILE_NOT_FOUND = 2
@@ -40,9 +41,14 @@ class Drive:
     reached: `..` stops at the root as on Windows, and a symbolic link that leads out is refused as access denied.
     """
 
-    def __init__(self, root: Path, letter: str = "C") -> None:
+    def __init__(self, root: Path, letter: str = "C", on_write: Callable[[int], None] | None = None) -> None:
+        """
+        Args:
+            on_write: told of every write with its size in bytes before it happens; may raise OSError.
+        """
         self._root = root.resolve()
         self._letter = letter.upper()
+        self._on_write = on_write
 
     @property
     def root(self) -> Path:
@@ -53,6 +59,15 @@ class Drive:
     def letter(self) -> str:
         """The drive letter without colon."""
         return self._letter
+
+    def charge(self, size: int) -> None:
+        """So many bytes are about to be written to the drive.
+
+        Raises:
+            OSError: ENOSPC, they do not fit.
+        """
+        if self._on_write is not None:
+            self._on_write(size)
 
     def absolute(self, path: str, *, directory: str | None = None) -> str:
         """The full Windows path without `.` and `..`, e.g. ``C:\\Downlink\\suites``; slashes become backslashes.

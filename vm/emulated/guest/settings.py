@@ -6,13 +6,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Quotas:
-    """Limits of the WinRM service; the defaults are those of a published Windows 2012 R2 (windows-lab.md A.2)."""
+    """Limits of the WinRM service; the defaults are those of a published Windows 2012 R2 (windows-lab.md A.2).
+
+    An administrator may change them while the service runs: what reads them, reads them anew.
+    """
 
     max_envelope_bytes: int = 500 * 1024
     max_shells_per_user: int = 30
     max_processes_per_shell: int = 25
+    max_memory_per_shell_mb: int = 1024
+    """Stated, not enforced: the guest's processes are the host's."""
     max_operations_per_user: int = 1500
     max_timeout_seconds: float = 60.0
     """MaxTimeoutms: an OperationTimeout above it is cut to it."""
@@ -48,7 +53,20 @@ class GuestSettings:
     unencrypted_basic: bool = True
     """Whether Basic is taken over plain HTTP; NTLM without sealing never is."""
     tls: TlsIdentity | None = None
+    https: bool = False
+    """WinRM speaks HTTPS with a certificate that is made at the start, unless `tls` names one."""
+    certificate_days: int = 365
+    """How long that certificate is still valid; negative for one that has expired."""
+    certificate_pinned: bool = True
+    """Whether the certificate that clients are told to pin is the one that is used."""
     testsigning: bool = True
     """Boot option of a machine that boots for the first time (its registry has no boot configuration yet)."""
+    secure_boot: bool = False
+    """Whether the firmware has Secure Boot on: then test signing cannot be switched on."""
+    language: str = "en"
+    """Display language of the inbox tools: "en" or "de"; changes labels, never numbers."""
+    chaos: str | tuple[str, ...] = ()
+    """Faults (see `vm.emulated.guest.chaos`)."""
+    chaos_seed: int = 0
     python_packages: tuple[str, ...] = ("hypothesis", "pytest")
     """Distributions of the host environment that the guest's Python gets, with what they depend on."""

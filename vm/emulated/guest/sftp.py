@@ -21,6 +21,7 @@ from paramiko.common import (
     OPEN_SUCCEEDED,
 )
 
+from vm.emulated.guest.chaos.plan import Chaos
 from vm.emulated.guest.connections import Connections
 from vm.emulated.guest.drive import Drive
 from vm.emulated.guest.settings import GuestSettings
@@ -37,10 +38,13 @@ _AUTHENTICATION_SECONDS = 60.0
 class SftpServer:
     """Listens on 127.0.0.1 from `start` to `stop`."""
 
-    def __init__(self, drive: Drive, settings: GuestSettings) -> None:
+    def __init__(self, drive: Drive, settings: GuestSettings, chaos: Chaos) -> None:
         self._drive = drive
         self._settings = settings
+        self._chaos = chaos
+        self._port = settings.ssh_port
         self._key = _new_host_key()
+        self._shown = self._key
         self._server: _Server | None = None
         self._thread: threading.Thread | None = None
 
@@ -52,18 +56,34 @@ class SftpServer:
     @property
     def host_key(self) -> str:
         """The public host key in OpenSSH form."""
-        return f"{self._key.get_name()} {self._key.get_base64()}"
+        return f"{self._shown.get_name()} {self._shown.get_base64()}"
 
-    def start(self) -> None:
+    def replace_key(self) -> None:
+        """Present a new host key; `host_key` still says the old one, which clients have pinned."""
+        self._shown = self._key
+        self._key = _new_host_key()
+
+    def move(self) -> None:
+        """Close, and listen on another port that is free; suspended until `resume`."""
+        old = self.port
+        self.stop()
+        self._port = 0
+        self.start(suspended=True)
+        if self.port == old:
+            self.move()
+
+    def start(self, *, suspended: bool = False) -> None:
         """Bind and serve; MachineError if the port is in use."""
-        port = self._settings.ssh_port
+        port = self._port
         try:
-            self._server = _Server(("127.0.0.1", port), self._drive, self._settings, self._key)
+            self._server = _Server(("127.0.0.1", port), self._drive, self._settings, self._key, self._chaos)
         except OSError as error:
             raise MachineError(
                 f"the SSH port {port} of the emulated machine cannot be opened: {error.strerror or error}",
                 hint="stop what listens there, or let the machine take any free port",
             ) from error
+        if suspended:
+            self._server.connections.suspend()
         self._thread = threading.Thread(
             target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True, name="guest SSH"
         )
@@ -98,8 +118,14 @@ class _Server(socketserver.ThreadingTCPServer):
     request_queue_size = 64
 
     def __init__(
-        self, address: tuple[str, int], drive: Drive, settings: GuestSettings, key: paramiko.PKey
+        self,
+        address: tuple[str, int],
+        drive: Drive,
+        settings: GuestSettings,
+        key: paramiko.PKey,
+        chaos: Chaos,
     ) -> None:
+        self.chaos = chaos
         self.drive = drive
         self.settings = settings
         self.key = key
@@ -107,7 +133,7 @@ class _Server(socketserver.ThreadingTCPServer):
         super().__init__(address, _Connection)
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        if self.connections.add(request):
+        if not self.chaos.refuses_connection("ssh") and self.connections.add(request):
             super().process_request(request, client_address)
         else:
             self.shutdown_request(request)
@@ -130,9 +156,17 @@ class _Connection(socketserver.BaseRequestHandler):
         transport.auth_timeout = _AUTHENTICATION_SECONDS
         transport.add_server_key(self.server.key)
         home = f"C:\\Users\\{self.server.settings.username}"
-        transport.set_subsystem_handler("sftp", paramiko.SFTPServer, SftpFiles, self.server.drive, home)
+        transport.set_subsystem_handler(
+            "sftp",
+            paramiko.SFTPServer,
+            SftpFiles,
+            self.server.drive,
+            home,
+            self.server.chaos,
+            transport.close,
+        )
         try:
-            transport.start_server(server=_Logon(self.server.settings))
+            transport.start_server(server=_Logon(self.server.settings, self.server.chaos))
             transport.join()
         except (paramiko.SSHException, EOFError, OSError) as error:
             log.debug("an SSH connection ended: %s", error)
@@ -141,8 +175,9 @@ class _Connection(socketserver.BaseRequestHandler):
 
 
 class _Logon(paramiko.ServerInterface):
-    def __init__(self, settings: GuestSettings) -> None:
+    def __init__(self, settings: GuestSettings, chaos: Chaos) -> None:
         self._settings = settings
+        self._chaos = chaos
 
     def get_allowed_auths(self, username: str) -> str:
         return "password"
@@ -150,7 +185,9 @@ class _Logon(paramiko.ServerInterface):
     def check_auth_password(self, username: str, password: str) -> int:
         known = hmac.compare_digest(username.casefold().encode(), self._settings.username.casefold().encode())
         right = hmac.compare_digest(password.encode(), self._settings.password.encode())
-        return AUTH_SUCCESSFUL if known and right else AUTH_FAILED
+        if known and right and not self._chaos.refuses_logon("ssh"):
+            return AUTH_SUCCESSFUL
+        return AUTH_FAILED
 
     def check_channel_request(self, kind: str, chanid: int) -> int:
         if kind == "session":

@@ -7,12 +7,13 @@ import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import paramiko
 from paramiko import SFTPAttributes, SFTPHandle, SFTPServer, SFTPServerInterface
 from paramiko.sftp import SFTP_FAILURE, SFTP_NO_SUCH_FILE, SFTP_OK, SFTP_PERMISSION_DENIED
 
+from vm.emulated.guest.chaos.plan import Chaos
 from vm.emulated.guest.drive import (
     ERROR_ACCESS_DENIED,
     ERROR_FILE_NOT_FOUND,
@@ -36,16 +37,27 @@ _CODES = {
 _DRIVES = "/"
 """The directory that holds the drive letters."""
 
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
 T = TypeVar("T")
 
 
 class SftpFiles(SFTPServerInterface):
     """One SFTP session; paramiko calls it from one thread."""
 
-    def __init__(self, server: paramiko.ServerInterface, drive: Drive, home: str) -> None:
+    def __init__(
+        self, server: paramiko.ServerInterface, drive: Drive, home: str, chaos: Chaos, cut: Callable[[], None]
+    ) -> None:
+        """
+        Args:
+            cut: closes the connection of this session at once.
+        """
         super().__init__(server)
         self._drive = drive
         self._home = home
+        self._chaos = chaos
+        self._cut = cut
 
     def canonicalize(self, path: str) -> str:
         """realpath: "/C:/dir/name", relative paths from the user's home."""
@@ -86,7 +98,7 @@ class SftpFiles(SFTPServerInterface):
             descriptor = os.open(
                 host, flags | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0), 0o644
             )
-            return _Handle(descriptor, flags)
+            return _Handle(descriptor, flags, self._admit)
 
         return _answer(act)
 
@@ -134,6 +146,15 @@ class SftpFiles(SFTPServerInterface):
 
         return _answer(act)
 
+    def _admit(self, size: int) -> int:
+        """How many of so many bytes are to be written; OSError if none can be."""
+        self._drive.charge(size)
+        try:
+            return self._chaos.on_upload(size)
+        except ConnectionAbortedError:
+            self._cut()
+            raise
+
     def _stat(self, path: str, *, follow: bool) -> SFTPAttributes | int:
         if self.canonicalize(path) == _DRIVES:
             return _attributes(self._drive.root, _DRIVES)
@@ -176,8 +197,9 @@ class SftpFiles(SFTPServerInterface):
 class _Handle(SFTPHandle):
     """One open file."""
 
-    def __init__(self, descriptor: int, flags: int) -> None:
+    def __init__(self, descriptor: int, flags: int, admit: Callable[[int], int]) -> None:
         super().__init__(flags)
+        self._admit = admit
         writes = flags & (os.O_WRONLY | os.O_RDWR)
         reads = not flags & os.O_WRONLY
         mode = "rb" if not writes else "r+b" if reads else "ab" if flags & os.O_APPEND else "wb"
@@ -186,6 +208,13 @@ class _Handle(SFTPHandle):
             self.readfile = self._file
         if writes:
             self.writefile = self._file
+
+    def write(self, offset: int, data: Buffer) -> int:
+        def act() -> int:
+            view = memoryview(data)
+            return int(super(_Handle, self).write(offset, view[: self._admit(len(view))]))
+
+        return _answer(act)
 
     def stat(self) -> SFTPAttributes | int:
         return _answer(lambda: SFTPAttributes.from_stat(os.fstat(self._file.fileno())))

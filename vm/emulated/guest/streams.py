@@ -176,11 +176,18 @@ class FileSource:
 class FileSink:
     """Output redirected into a file (`> file`) or to NUL when `file` is None."""
 
-    def __init__(self, file: BinaryIO | None) -> None:
+    def __init__(self, file: BinaryIO | None, charge: Callable[[int], None] | None = None) -> None:
+        """
+        Args:
+            charge: told of every write with its size before it happens; may raise OSError.
+        """
         self._file = file
+        self._charge = charge
 
     def write(self, data: bytes) -> None:
         if self._file is not None:
+            if self._charge is not None:
+                self._charge(len(data))
             self._file.write(data)
             self._file.flush()
 

@@ -14,9 +14,10 @@ from vm.emulated.guest.commands.powershell import powershell
 from vm.emulated.guest.commands.python import python
 from vm.emulated.guest.commands.reg import reg
 from vm.emulated.guest.commands.sc import sc
-from vm.emulated.guest.commands.session import Command, Session
+from vm.emulated.guest.commands.session import Command, Invocation, Session
 from vm.emulated.guest.commands.shutdown import shutdown
 from vm.emulated.guest.commands.systeminfo import hostname, systeminfo, whoami
+from vm.emulated.guest.commands.tar import tar
 from vm.emulated.guest.commands.tasks import taskkill, tasklist
 from vm.emulated.guest.commands.text import chcp, find, findstr, more, sort
 from vm.emulated.guest.commands.timeout import ping, timeout
@@ -71,6 +72,7 @@ PROGRAMS: Mapping[str, Command] = {
     "shutdown.exe": shutdown,
     "sort.exe": sort,
     "systeminfo.exe": systeminfo,
+    "tar.exe": tar,
     "taskkill.exe": taskkill,
     "tasklist.exe": tasklist,
     "timeout.exe": timeout,
@@ -109,9 +111,28 @@ def find_program(name: str, session: Session) -> Command | None:
         except WindowsPathError:
             return None
         if where_ in (PYTHON.casefold(), f"{PYTHON}\\Scripts".casefold()):
-            return python if names[0] == "python.exe" else None
+            return _available(session, "python.exe", python) if names[0] == "python.exe" else None
         if where_ not in (SYSTEM32.casefold(), "c:\\windows\\sysnative"):
             return None
     elif names[0] in ("python.exe", "python3.exe"):
-        return python
-    return next((PROGRAMS[candidate] for candidate in names if candidate in PROGRAMS), None)
+        return _available(session, names[0], python)
+    found = next((candidate for candidate in names if candidate in PROGRAMS), None)
+    return None if found is None else _available(session, found, PROGRAMS[found])
+
+
+def _available(session: Session, program: str, command: Command) -> Command | None:
+    """The program with the faults that concern it; None if it is missing."""
+    chaos = session.guest.chaos
+    if not chaos:
+        return command
+    if chaos.program_missing(program):
+        return None
+
+    def run(call: Invocation) -> int:
+        refusal = chaos.on_program(program)
+        if refusal is not None:
+            call.err(refusal.message)
+            return refusal.exit_code
+        return chaos.result_of(program, call.arguments, command(call))
+
+    return run

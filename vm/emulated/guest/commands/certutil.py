@@ -172,6 +172,7 @@ def _write(call: Invocation, path: str, data: bytes) -> None:
     if target.is_dir():
         raise _win32(5)
     break_hard_link(target)
+    call.guest.drive.charge(len(data))
     target.write_bytes(data)
 
 

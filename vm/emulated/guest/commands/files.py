@@ -181,10 +181,16 @@ def copy(call: Invocation) -> int:
     if joined:
         data = b"".join(path.read_bytes() for path in sources)
         break_hard_link(place)
+        call.guest.drive.charge(len(data))
         place.write_bytes(data)
         count = 1
     else:
-        count = _each(sources, place, operands[0], call, _copy_file)
+
+        def act(source: Path, target: Path) -> None:
+            call.guest.drive.charge(source.stat().st_size)
+            _copy_file(source, target)
+
+        count = _each(sources, place, operands[0], call, act)
     call.out(f"{count:>9} file(s) copied.")
     return 0
 

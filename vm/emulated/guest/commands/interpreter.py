@@ -217,7 +217,7 @@ class _Interpreter:
                 if redirection.handle == 0:
                     sources = FileSource(file)
                 else:
-                    sinks[redirection.handle] = FileSink(file)
+                    sinks[redirection.handle] = FileSink(file, self._session.guest.drive.charge)
             yield Streams(sources, sinks[1], sinks[2])
 
     def _open(self, redirection: Redirection) -> BinaryIO | None:

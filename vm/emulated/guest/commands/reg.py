@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 
+from vm.emulated.guest.commands import services
 from vm.emulated.guest.commands.session import Invocation
 from vm.emulated.registry import (
     REG_BINARY,
@@ -43,6 +44,7 @@ class _SyntaxError(Exception):
 def reg(call: Invocation) -> int:
     """Dispatch to a sub-command; exit code 1 for every error, as reg.exe does."""
     command = _COMMANDS.get(call.arguments[0].casefold()) if call.arguments else None
+    services.sweep(call.guest)
     try:
         if command is None:
             raise _SyntaxError

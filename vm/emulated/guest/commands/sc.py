@@ -48,6 +48,7 @@ def sc(call: Invocation) -> int:
     if command is None:
         call.out(f"\n*** Unrecognized Command ***\n{_USAGE}")
         return _ERROR_BAD_SYNTAX
+    services.sweep(call.guest)
     return command(call, words[1:])
 
 

@@ -70,8 +70,16 @@ def is_running(guest: Guest, name: str) -> bool:
 def forget_if_marked(guest: Guest, name: str) -> None:
     """A service that was deleted while it ran goes for good once it has stopped."""
     service = read(guest.registry, name)
-    if service is not None and service.marked_for_deletion and not is_running(guest, name):
+    if service is None or not service.marked_for_deletion or is_running(guest, name):
+        return
+    if not guest.chaos.keeps_deleted(name):
         guest.registry.delete_key(key_of(name), recursive=True)
+
+
+def sweep(guest: Guest) -> None:
+    """Services that are marked for deletion and that nothing holds any more go."""
+    for service in all_services(guest.registry):
+        forget_if_marked(guest, service.name)
 
 
 def _dword(registry: Registry, key: str, name: str) -> int | None:

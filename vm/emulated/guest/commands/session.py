@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from vm.emulated.computer import Computer
+from vm.emulated.guest.chaos.plan import Chaos
+from vm.emulated.guest.clock import GuestClock
 from vm.emulated.guest.drive import Drive
 from vm.emulated.guest.power import Power
 from vm.emulated.guest.processes import ProcessTable
@@ -31,6 +33,12 @@ class Guest:
     power: Power
     client_environment: Callable[[], Mapping[str, str]]
     """Variables that client processes need to reach the kernel."""
+    chaos: Chaos = field(default_factory=Chaos)
+
+    @property
+    def clock(self) -> GuestClock:
+        """The guest's clock."""
+        return GuestClock(self.registry)
 
 
 class ExitError(Exception):

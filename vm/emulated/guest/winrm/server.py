@@ -8,12 +8,14 @@ import select
 import socket
 import socketserver
 import ssl
+import struct
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from spnego.channel_bindings import GssChannelBindings
 
+from vm.emulated.guest.chaos.fault import Interruption
 from vm.emulated.guest.connections import Connections
 from vm.emulated.guest.settings import GuestSettings
 from vm.emulated.guest.winrm import sealing
@@ -33,6 +35,8 @@ _PATHS = ("/wsman", "/wsman-anon/identify")
 _REFUSED_BODY_BYTES = 8 * 1024 * 1024
 """A request above this is not even read; below it is read to keep the sealing in step, then answered by a fault."""
 _STOP_DEADLINE_SECONDS = 10.0
+_LINGER = "hh" if os.name == "nt" else "ii"
+"""struct linger: u_short on Windows, int elsewhere."""
 
 
 class WinRmServer:
@@ -41,6 +45,7 @@ class WinRmServer:
     def __init__(self, service: Service, settings: GuestSettings) -> None:
         self._service = service
         self._settings = settings
+        self._port = settings.winrm_port
         self._server: _Server | None = None
         self._thread: threading.Thread | None = None
 
@@ -49,9 +54,18 @@ class WinRmServer:
         """The port it listens on; 0 when it does not."""
         return int(self._server.server_address[1]) if self._server else 0
 
-    def start(self) -> None:
+    def move(self) -> None:
+        """Close, and listen on another port that is free; suspended until `resume`."""
+        old = self.port
+        self.stop()
+        self._port = 0
+        self.start(suspended=True)
+        if self.port == old:
+            self.move()
+
+    def start(self, *, suspended: bool = False) -> None:
         """Bind and serve; MachineError if the port is in use or the certificate cannot be read."""
-        port = self._settings.winrm_port
+        port = self._port
         try:
             self._server = _Server(("127.0.0.1", port), self._service, self._settings)
         except OSError as error:
@@ -59,6 +73,8 @@ class WinRmServer:
                 f"the WinRM port {port} of the emulated machine cannot be opened: {error.strerror or error}",
                 hint="stop what listens there, or let the machine take any free port",
             ) from error
+        if suspended:
+            self._server.connections.suspend()
         self._thread = threading.Thread(
             target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True, name="guest WinRM"
         )
@@ -95,6 +111,7 @@ class _Server(ThreadingHTTPServer):
 
     def __init__(self, address: tuple[str, int], service: Service, settings: GuestSettings) -> None:
         self.service = service
+        self.chaos = service.chaos
         self.settings = settings
         self.connections = Connections()
         self.tls: ssl.SSLContext | None = None
@@ -111,7 +128,7 @@ class _Server(ThreadingHTTPServer):
         self.server_name, self.server_port = "localhost", int(self.server_address[1])
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        if self.connections.add(request):
+        if not self.chaos.refuses_connection("winrm") and self.connections.add(request):
             super().process_request(request, client_address)
         else:
             self.shutdown_request(request)
@@ -158,6 +175,15 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, format: str, *args: object) -> None:
         log.debug("%s", format % args)
 
+    def log_error(self, format: str, *args: object) -> None:
+        # The base class drops a connection on a timeout and has no other place that tells.
+        if format.startswith("Request timed out"):
+            self.server.chaos.dropped_idle()
+        super().log_error(format, *args)
+
+    def date_time_string(self, timestamp: float | None = None) -> str:
+        return super().date_time_string(self.server.service.now() if timestamp is None else timestamp)
+
     def do_GET(self) -> None:
         self._answer(405)
 
@@ -165,6 +191,8 @@ class _Handler(BaseHTTPRequestHandler):
         body = self._body()
         if body is None:
             return
+        chaos = self.server.chaos
+        chaos.on_request()
         if self.path.split("?")[0].rstrip("/").casefold() not in _PATHS:
             self._answer(404)
             return
@@ -173,7 +201,15 @@ class _Handler(BaseHTTPRequestHandler):
             return
         verdict = self._authentication.examine(self.headers.get("Authorization"))
         basic = (self.headers.get("Authorization") or "").casefold().startswith("basic ")
-        if verdict.decision is not Decision.ACCEPTED or (basic and not self._basic_allowed()):
+        if basic and verdict.decision is Decision.ACCEPTED and not self._basic_allowed():
+            chaos.noticed("basic refused")
+            verdict = Verdict(Decision.REFUSED)
+        if self._refused(verdict, basic=basic) or (
+            verdict.decision is Decision.ACCEPTED and body and chaos.forgets_logon()
+        ):
+            self._authentication = ConnectionAuthentication(self.server.settings, self.server.bindings)
+            verdict = Verdict(Decision.REFUSED)
+        if verdict.decision is not Decision.ACCEPTED:
             self._challenge(verdict)
             return
         if not body:
@@ -182,10 +218,18 @@ class _Handler(BaseHTTPRequestHandler):
             return
         self._serve(body, verdict.token, basic=basic)
 
+    def _refused(self, verdict: Verdict, *, basic: bool) -> bool:
+        """True if a fault refuses what the credentials would have been accepted for."""
+        if self.headers.get("Authorization") is None or verdict.decision is Decision.REFUSED:
+            return False
+        if not basic and self.server.chaos.refuses_logon("ntlm"):
+            return True
+        return verdict.decision is Decision.ACCEPTED and self.server.chaos.refuses_logon("winrm")
+
     def _serve(self, body: bytes, token: str | None, *, basic: bool) -> None:
         context = None if basic else self._authentication.sealing
         if sealing.is_sealed(self.headers.get("Content-Type", "")):
-            if context is None:
+            if context is None or self.server.chaos.breaks_seal():
                 self._reject(400)
                 return
             try:
@@ -204,6 +248,9 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(reply, token, context)
 
     def _send(self, reply: Reply, token: str | None, context: Any = None) -> None:
+        if reply.interruption is not None:
+            self._interrupt(reply, reply.interruption)
+            return
         if reply.undelivered and self._client_gone():
             # What a client did not wait for must be there for its next connection.
             reply.undelivered()
@@ -220,6 +267,27 @@ class _Handler(BaseHTTPRequestHandler):
             raise
         if reply.delivered:
             reply.delivered()
+
+    def _interrupt(self, reply: Reply, how: Interruption) -> None:
+        """Answer with a bare status, or reset the connection."""
+        if reply.undelivered:
+            reply.undelivered()
+        if how.status is not None:
+            self._reject(how.status)
+            return
+        self.close_connection = True
+        if how.partly:
+            half = reply.envelope[: len(reply.envelope) // 2]
+            self.send_response(reply.status)
+            self.send_header("Content-Type", _SOAP)
+            self.send_header("Content-Length", str(len(reply.envelope)))
+            self.end_headers()
+            self.wfile.write(half)
+            self.wfile.flush()
+        # With a linger time of zero the end of the socket is a reset, not a shutdown.
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack(_LINGER, 1, 0))
+        self.server.connections.remove(self.connection)
+        socket.close(self.connection.detach())
 
     def _client_gone(self) -> bool:
         """True if the client has closed the connection; TLS sockets cannot be asked without reading."""

@@ -7,11 +7,13 @@ import binascii
 import logging
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from xml.sax.saxutils import escape
 
 from vm.deadline import Deadline
 from vm.emulated.guest.boot import WINDOWS_VERSION
+from vm.emulated.guest.chaos.fault import Interruption
+from vm.emulated.guest.chaos.plan import Chaos
 from vm.emulated.guest.commands.session import DEFAULT_CODE_PAGE, Guest, codec_of
 from vm.emulated.guest.drive import WindowsPathError
 from vm.emulated.guest.streams import CommandTerminatedError, InputEndedError, Received
@@ -24,6 +26,13 @@ log = logging.getLogger(__name__)
 
 _MINIMUM_ENVELOPE_BYTES = 8192
 _ENVELOPE_OVERHEAD_BYTES = 3072
+_NOTICES: Mapping[int, str] = {
+    faults.ERROR_WSMAN_QUOTA_MAX_SHELLS: "too many shells",
+    faults.ERROR_WSMAN_QUOTA_MAX_COMMANDS_PER_SHELL_PPQ: "too many commands",
+    faults.ERROR_WSMAN_QUOTA_MAX_OPERATIONS: "too many operations",
+    faults.ERROR_WSMAN_ENVELOPE_TOO_LARGE: "envelope too large",
+}
+"""What faults with these codes are called in `Fault.noticed`."""
 _STREAMS = ("stdin", "stdout", "stderr")
 _KNOWN_OPTIONS = frozenset(
     {
@@ -44,6 +53,8 @@ class Reply:
     envelope: bytes
     delivered: Callable[[], None] | None = None
     undelivered: Callable[[], None] | None = None
+    interruption: Interruption | None = None
+    """The reply is not to be sent as it is."""
 
 
 class Service:
@@ -62,6 +73,15 @@ class Service:
             f"{SHELL}/Signal": self._signal,
         }
 
+    @property
+    def chaos(self) -> Chaos:
+        """The faults of this guest."""
+        return self._guest.chaos
+
+    def now(self) -> float:
+        """The guest's time."""
+        return self._guest.clock.now()
+
     def handle(self, data: bytes, owner: str) -> Reply:
         """Answer one envelope of an authenticated client; faults are replies too."""
         relates_to = ""
@@ -72,9 +92,13 @@ class Service:
             request = soap.parse_request(data)
             relates_to = request.message_id
             if request.identify:
+                self.chaos.before("Identify")
                 return self.identify(authenticated=True)
             return self._dispatch(request, owner)
+        except Interruption as interruption:
+            return Reply(500, b"", interruption=interruption)
         except FaultError as fault:
+            self.chaos.noticed(_NOTICES.get(fault.code, ""))
             log.debug("fault %d: %s", fault.code, fault.message)
             relates_to = fault.relates_to or relates_to
             return Reply(500, soap.fault_envelope(fault, relates_to, self._guest.settings.computer_name))
@@ -96,11 +120,18 @@ class Service:
         unknown = sorted(request.options.keys() - _KNOWN_OPTIONS)
         if unknown:
             raise faults.invalid_body(f"The option '{unknown[0]}' is unknown.")
+        operation = request.action.rpartition("/")[2]
+        self.chaos.before(operation)
         self._shells.begin_operation()
         try:
-            return action(request, owner)
+            reply = action(request, owner)
         finally:
             self._shells.end_operation()
+        try:
+            self.chaos.after(operation)
+        except Interruption as interruption:
+            return replace(reply, interruption=interruption)
+        return reply
 
     def _create(self, request: Request, owner: str) -> Reply:
         element = request.body.find("rsp:Shell", NAMESPACES)
@@ -119,7 +150,7 @@ class Service:
                 if variable.get("Name")
             },
             directory=self._directory(soap.child_text(element, "rsp:WorkingDirectory")),
-            code_page=_code_page(request.options.get("WINRS_CODEPAGE")),
+            code_page=self.chaos.code_page(_code_page(request.options.get("WINRS_CODEPAGE"))),
             input_streams=_stream_names(soap.child_text(element, "rsp:InputStreams") or "stdin"),
             output_streams=_stream_names(soap.child_text(element, "rsp:OutputStreams") or "stdout stderr"),
             idle_timeout_seconds=min(idle, quotas.idle_timeout_seconds),
@@ -177,6 +208,7 @@ class Service:
                     data = base64.b64decode("".join((stream.text or "").split()), validate=True)
                 except binascii.Error as error:
                     raise faults.invalid_body("The content of the stream is not base64.") from error
+                data = self.chaos.on_input(data)
                 _feed(shell.command(stream.get("CommandId")), data, _flag(stream.get("End")), deadline)
         finally:
             shell.end_operation()
@@ -194,19 +226,27 @@ class Service:
         size = min(request.max_envelope_bytes, self._guest.settings.quotas.max_envelope_bytes)
         shell.begin_operation()
         try:
-            received = command.output.receive(streams, _budget(size), self._deadline(request))
+            received = command.output.receive(
+                streams, self.chaos.receive_bytes(_budget(size)), self._deadline(request)
+            )
         except CommandTerminatedError as error:
             raise faults.operation_aborted() from error
         finally:
             shell.end_operation()
         if received is None:
             raise faults.operation_timed_out()
-        reply = _reply(f"{SHELL}/ReceiveResponse", request, _received_element(command, received, streams))
+        reply = _reply(f"{SHELL}/ReceiveResponse", request, self._received(command, received, streams))
         return Reply(
             reply.status,
             reply.envelope,
             delivered=command.delivered if received.exit_code is not None else None,
             undelivered=lambda: command.output.put_back(received),
+        )
+
+    def _received(self, command: Command, received: Received, streams: frozenset[str]) -> str:
+        code = received.exit_code
+        return _received_element(
+            command, received, streams, None if code is None else self.chaos.exit_code(code)
         )
 
     def _signal(self, request: Request, owner: str) -> Reply:
@@ -293,13 +333,15 @@ def _shell_element(shell: Shell) -> str:
     )
 
 
-def _received_element(command: Command, received: Received, streams: frozenset[str]) -> str:
+def _received_element(
+    command: Command, received: Received, streams: frozenset[str], exit_code: int | None
+) -> str:
     identifier = command.identifier
     parts = [
         f'<rsp:Stream Name="{name}" CommandId="{identifier}">{base64.b64encode(data).decode("ascii")}</rsp:Stream>'
         for name, data in received.chunks
     ]
-    if received.exit_code is None:
+    if exit_code is None:
         state = f'<rsp:CommandState CommandId="{identifier}" State="{SHELL}/CommandState/Running"/>'
     else:
         parts += [
@@ -308,7 +350,7 @@ def _received_element(command: Command, received: Received, streams: frozenset[s
         ]
         state = (
             f'<rsp:CommandState CommandId="{identifier}" State="{SHELL}/CommandState/Done">'
-            f"<rsp:ExitCode>{received.exit_code}</rsp:ExitCode></rsp:CommandState>"
+            f"<rsp:ExitCode>{exit_code}</rsp:ExitCode></rsp:CommandState>"
         )
     return f"<rsp:ReceiveResponse>{''.join(parts)}{state}</rsp:ReceiveResponse>"
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from vm.deadline import Deadline
+from vm.emulated.guest.chaos.plan import Chaos
 from vm.emulated.guest.commands import catalog
 from vm.emulated.guest.commands.interpreter import Streams, run_line, run_program
 from vm.emulated.guest.commands.parsing import split_words
@@ -89,7 +90,8 @@ class Command:
 
     def _run(self) -> None:
         session = self._shell.session(self)
-        streams = Streams(self.input, self.output.sink(STDOUT), self.output.sink(STDERR))
+        stdout = self._shell.chaos.output(self.output.sink(STDOUT))
+        streams = Streams(self.input, stdout, self.output.sink(STDERR))
         try:
             if self._skip_cmd_shell:
                 code = run_program(self._line, session, streams)
@@ -120,6 +122,11 @@ class Shell:
         self._pending = 0
         self._used = self.created
         self._closed = False
+
+    @property
+    def chaos(self) -> Chaos:
+        """The faults of this guest."""
+        return self._guest.chaos
 
     @property
     def idle_seconds(self) -> float:
