@@ -160,6 +160,23 @@ def listen(
     return listening.listen(settings, machine or None, chosen, wanted, Console(), as_json=json)
 
 
+@task(
+    help={
+        "others": "files of other hosts to compare with, separated by commas",
+        "all": "show every fact, not only doubtful ones and differences",
+        "json": "print what each machine says as JSON",
+    }
+)
+def facts(_: Context, others: str = "", all: bool = False, json: bool = False) -> None:
+    """Compare what machines say about the facts that the suites assert of Windows."""
+    from harness import facts as comparison
+    from harness.console import Console
+
+    further = [Path(name.strip()) for name in others.split(",") if name.strip()]
+    directory = _configuration().runs.directory
+    comparison.show(directory, further, Console(), everything=all, as_json=json)
+
+
 @task()
 def check(_: Context) -> int:
     """Run the project's own tests: ruff, its formatter, clang-format, mypy and pytest on the host."""
@@ -261,5 +278,5 @@ def _builder(
     )
 
 
-ns = Collection(build, deploy, test, listen, check, doctor, bench, clean)
+ns = Collection(build, deploy, test, listen, facts, check, doctor, bench, clean)
 ns.add_collection(Collection("vm", create, start, stop, restore, shell))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -30,6 +31,8 @@ DEPLOY_SECONDS = 120
 UNLOAD_SECONDS = 60
 EVIDENCE_SECONDS = 120
 """How long the collection of logs and dumps may take, also when the run's deadline has passed."""
+
+_VERSION = re.compile(r"\d+\.\d+\.\d+(\.\d+)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +78,7 @@ def test(configuration: Configuration, choices: Choices, build: Build, console: 
                 "run",
                 driver=driver.name,
                 machine=machine.name,
+                kind=machine.machine.kind,
                 select=choices.select,
                 workers=len(workers),
                 checkpoint=choices.checkpoint,
@@ -227,6 +231,7 @@ def _to_the_verdict(job: _Job, worker: Worker, address: GuestAddress) -> None:
             record.step(replace(step, name=f"{worker.name}: {step.name}") if worker.name else step)
 
         deployment.deploy(guest, job.package, plan, job.deadline.sooner(seconds=DEPLOY_SECONDS), on_step)
+        record.write("guest", windows=_windows(guest, job.deadline))
         mark = None
         if not machine.machine.abilities.witness:
             mark = evidence.mark(guest, job.deadline)
@@ -313,6 +318,12 @@ def _raise_first(running: list[Future[None]]) -> None:
     if isinstance(first, DownlinkError):
         first.causes += tuple(others)
     raise first
+
+
+def _windows(guest: Guest, deadline: Deadline) -> str:
+    """Version of the guest's Windows; the words around it are localised."""
+    found = _VERSION.search(guest.run("ver", deadline=deadline).stdout)
+    return found[0] if found else ""
 
 
 def _made_of(package: Package) -> dict[str, object]:

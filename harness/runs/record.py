@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self
 
+from harness import facts
 from harness.deployment import StepResult
 from harness.log import Log
 from harness.runs import directory, junit, report
@@ -89,5 +90,6 @@ class RunRecord:
         results = collect(read(self.directory.journal))
         junit.write(results, self.directory.junit)
         report.write(results, self.directory.report)
+        facts.remember(results, self.directory.path.name, self.directory.path.parent)
         self.results = results
         return results

@@ -66,6 +66,8 @@ class Results:
     tests: tuple[TestResult, ...] = ()
     head: Event = field(default_factory=dict)
     """The event 'run': machine, driver, package, time."""
+    windows: str = ""
+    """Version of the guest's Windows, as in "10.0.26100.1742"."""
     steps: tuple[Event, ...] = ()
     crashes: tuple[Event, ...] = ()
     violations: tuple[Event, ...] = ()
@@ -116,11 +118,14 @@ def collect(events: Iterable[Event]) -> Results:
     lists: dict[str, list[Any]] = {"step": [], "crash": [], "violation": [], "problem": []}
     lost: list[str] = []
     head: Event = {}
+    windows = ""
     deselected, interrupted, ends, seconds = 0, False, 0, 0.0
     for event in events:
         match event["event"]:
             case "run":
                 head = event
+            case "guest":
+                windows = event["windows"]
             case "collected":
                 for test in event["tests"]:
                     tests[test["id"]] = TestResult(
@@ -157,6 +162,7 @@ def collect(events: Iterable[Event]) -> Results:
     return Results(
         tests=tuple(tests.values()),
         head=head,
+        windows=windows,
         steps=tuple(lists["step"]),
         crashes=tuple(lists["crash"]),
         violations=tuple(lists["violation"]),
