@@ -63,6 +63,8 @@ def _header(results: Results, title: str) -> str:
         for name in ("select", "toolchain", "configuration", "package")
         if head.get(name)
     ]
+    if results.windows:
+        facts.insert(0, f"Windows {results.windows}")
     if "time" in head:
         facts.insert(0, f"{str(head['time'])[:19].replace('T', ' ')} UTC")
     return (
@@ -87,9 +89,13 @@ def _machine(results: Results) -> str:
                 violation,
             )
         )
+    for title, sentences in (("Not tested", results.untested), ("Left behind", results.left_behind)):
+        rows += [f"<p><b>{title}:</b> {_text(sentence)}</p>" for sentence in sentences]
     # A machine that went away could not be asked, and so did not come through clean.
-    clean = "" if results.problems else "<p class=passed>It came through clean.</p>"
-    return f"<h2>Machine</h2>{''.join(rows) or clean}" if rows or clean else ""
+    clean = not (results.problems or results.crashes or results.violations)
+    if clean:
+        rows.insert(0, "<p class=passed>It came through clean.</p>")
+    return f"<h2>Machine</h2>{''.join(rows)}" if rows else ""
 
 
 def _problems(problems: Iterable[str]) -> str:

@@ -73,6 +73,8 @@ class Results:
     violations: tuple[Event, ...] = ()
     problems: tuple[str, ...] = ()
     """What went wrong outside of any test, one sentence each."""
+    left_behind: tuple[str, ...] = ()
+    """What could not be put back on a machine that has no checkpoint, one sentence each."""
     deselected: int = 0
     interrupted: bool = False
     ended: bool = False
@@ -92,6 +94,11 @@ class Results:
             and all(test.outcome.good for test in self.tests)
             and not (self.crashes or self.violations or self.problems or self.interrupted)
         )
+
+    @property
+    def untested(self) -> tuple[str, ...]:
+        """Sentences: what a run on this machine cannot show."""
+        return tuple(str(sentence) for sentence in self.head.get("untested", ()))
 
     @property
     def in_flight(self) -> TestResult | None:
@@ -115,7 +122,7 @@ def collect(events: Iterable[Event]) -> Results:
     """The results of a journal, complete or not: a test that began and never ended crashed or was interrupted."""
     tests: dict[str, TestResult] = {}
     running: list[str] = []
-    lists: dict[str, list[Any]] = {"step": [], "crash": [], "violation": [], "problem": []}
+    lists: dict[str, list[Any]] = {"step": [], "crash": [], "violation": [], "problem": [], "left-behind": []}
     lost: list[str] = []
     head: Event = {}
     windows = ""
@@ -144,8 +151,8 @@ def collect(events: Iterable[Event]) -> Results:
                 lists["problem"].append(f"pytest itself failed: {event['text']}")
             case "step" | "crash" | "violation" as kind:
                 lists[kind].append(event)
-            case "problem":
-                lists["problem"].append(event["text"])
+            case "problem" | "left-behind" as kind:
+                lists[kind].append(event["text"])
             case "guest-lost":
                 lost.append(event["text"])
             case "restarted":
@@ -168,6 +175,7 @@ def collect(events: Iterable[Event]) -> Results:
         violations=tuple(lists["violation"]),
         # A known bugcheck, or the user himself, says it better than the connection that broke with it.
         problems=(*lists["problem"], *([] if lists["crash"] or interrupted else lost)),
+        left_behind=tuple(lists["left-behind"]),
         deselected=deselected,
         interrupted=interrupted,
         ended=ends >= int(head.get("workers", 1)),

@@ -113,6 +113,10 @@ class RunView:
             console.line()
             console.line(f"{self._bad('problem')}: {problem}")
         console.line()
+        for sentence in results.untested:
+            console.line(f"not tested: {sentence}")
+        for sentence in results.left_behind:
+            console.line(f"left behind: {sentence}")
         console.line(verdict_line(results, console, run))
 
     def _failure(self, test: TestResult) -> None:
