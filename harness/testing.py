@@ -219,6 +219,8 @@ def _run_all(job: _Job, workers: tuple[Worker, ...], addresses: list[GuestAddres
             _stop(workers)
             raise
     _raise_first(running)
+    if not any(event.get("tests") for event in read(job.record.directory.journal)):
+        job.record.write("problem", text="no test matches the selection")
 
 
 def _to_the_verdict(job: _Job, worker: Worker, address: GuestAddress) -> None:

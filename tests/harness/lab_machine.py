@@ -96,7 +96,8 @@ class LabMachine:
         )
 
     def clone(self, number: int) -> LabMachine:
-        raise MachineError("there is only one", machine=self.name)
+        name = f"{self.name}-w{number}"
+        return LabMachine(name, self._directory.with_name(name), self.settings)
 
     def condition(self) -> Condition:
         return self.present

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,12 +21,19 @@ from harness.machines import HeldMachine, held
 from harness.package import load_package
 from harness.runs import directory
 from harness.runs.journal import read
-from harness.runs.results import collect
+from harness.runs.results import Outcome, collect
 from tests.harness import lab_machine
 from tests.harness.lab_machine import LabMachine
 from tests.harness.remote_doubles import MachineDouble
 from vm import registry as kinds
-from vm.errors import BuildError, GuestError, MachineError, PackageError
+from vm.errors import (
+    BuildError,
+    ConfigurationError,
+    DownlinkError,
+    GuestError,
+    MachineError,
+    PackageError,
+)
 from vm.machine import Condition, CrashReport, MachineState, Violation
 
 GOOD_SUITE = "import pytest\n\n@pytest.mark.fact('C8')\ndef test_one(): pass\n\ndef test_two(): pass\n"
@@ -41,7 +49,7 @@ class Harness:
         self.out = io.StringIO()
         self.console = Console(self.out, io.StringIO(), color=False)
 
-    def test(self, **choices: str) -> int:
+    def test(self, **choices: Any) -> int:
         return verbs.test(self.configuration, verbs.Choices(**choices), self.build, self.console)
 
     def build(self) -> verbs.Package:
@@ -94,6 +102,79 @@ def test_a_failing_test_is_a_red_run_and_no_error_of_the_harness(harness: Callab
     assert sample.test() == 1
     assert "'left' == 'right'" in sample.out.getvalue()
     assert sample.out.getvalue().splitlines()[-1].startswith("FAILED: 2 passed, 1 failed")
+
+
+def test_workers_share_the_files_and_every_test_runs_once(harness: Callable[[str], Harness]) -> None:
+    sample = harness(GOOD_SUITE)
+    (sample.root / "suites" / "test_other.py").write_text("def test_three(): pass\n", encoding="utf-8")
+
+    assert sample.test(workers=2) == 0
+
+    results = collect(read(sample.run.journal))
+    assert sorted(test.id for test in results.tests) == [
+        *("test_other.py::test_three", "test_sample.py::test_one", "test_sample.py::test_two"),
+    ]
+    assert results.count(Outcome.PASSED) == 3
+    assert {path.name for path in sample.run.guest.iterdir()} == {"w1", "w2"}
+    assert "start the machine 'lab-w2'" in sample.out.getvalue()
+
+
+def test_a_selection_that_only_one_worker_has_is_no_problem_of_the_other(
+    harness: Callable[[str], Harness],
+) -> None:
+    sample = harness(GOOD_SUITE)
+    (sample.root / "suites" / "test_other.py").write_text("def test_three(): pass\n", encoding="utf-8")
+
+    assert sample.test(workers=2, select="three") == 0
+    assert sample.test(workers=2, select="nothing_has_this_name") == 1
+    assert "problem: no test matches the selection" in sample.out.getvalue()
+    assert sample.out.getvalue().splitlines()[-1].startswith("FAILED: ")
+
+
+def test_a_worker_whose_driver_does_not_load_fails_the_run(
+    harness: Callable[[str], Harness], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LabMachine, "load_status", 0xC000009A)
+    sample = harness(GOOD_SUITE)
+    (sample.root / "suites" / "test_other.py").write_text("def test_three(): pass\n", encoding="utf-8")
+
+    with pytest.raises(GuestError, match="STATUS_INSUFFICIENT_RESOURCES"):
+        sample.test(workers=2)
+
+
+@pytest.mark.parametrize(
+    ("workers", "message"), [(0, "cannot be 0 workers"), (3, "cannot share 1 test files")]
+)
+def test_a_number_of_workers_that_cannot_be_is_refused(
+    harness: Callable[[str], Harness], workers: int, message: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        harness(GOOD_SUITE).test(workers=workers)
+
+
+def test_a_checkpoint_by_name_is_refused_where_there_are_none(harness: Callable[[str], Harness]) -> None:
+    with pytest.raises(ConfigurationError, match="have no checkpoints by name"):
+        harness(GOOD_SUITE).test(checkpoint="verifier")
+
+
+def test_a_run_that_came_to_its_end_is_not_resumed(harness: Callable[[str], Harness]) -> None:
+    sample = harness(GOOD_SUITE)
+    sample.test()
+
+    with pytest.raises(DownlinkError, match="has come to its end"):
+        verbs.resume(sample.configuration, verbs.Choices(), sample.console)
+
+
+def test_a_run_that_held_on_to_its_suite_cannot_be_resumed(harness: Callable[[str], Harness]) -> None:
+    sample = harness(GOOD_SUITE)
+    sample.test()
+    lines = sample.run.journal.read_text(encoding="utf-8").splitlines(keepends=True)
+    sample.run.journal.write_text(
+        "".join(line for line in lines if '"verdict"' not in line), encoding="utf-8"
+    )
+
+    with pytest.raises(DownlinkError, match="does not go on without its host"):
+        verbs.resume(sample.configuration, verbs.Choices(), sample.console)
 
 
 def test_a_selection_reaches_the_guest(harness: Callable[[str], Harness]) -> None:
