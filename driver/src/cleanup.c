@@ -6,23 +6,27 @@
 /* What the pre-operation callback keeps for its post-operation callback: afterwards there may be no file to ask. */
 typedef struct _DOWNLINK_DELETION {
     DOWNLINK_IDENTITY Identity;
-    ULONG Links; /* names of the file, 0 if it cannot tell */
+    ULONG Links;          /* names of the file, 0 if it cannot tell */
+    ULONG RemainingLinks; /* those of them that are not about to be deleted */
+    USHORT StreamBytes;   /* at the end of the name: the stream's, 0 if the handle is of the file itself */
     BOOLEAN IsPosixDelete;
 } DOWNLINK_DELETION, *PDOWNLINK_DELETION;
 
 static VOID DownlinkPublishTotals(_In_ PFLT_CALLBACK_DATA Data, _In_ PCFLT_RELATED_OBJECTS FltObjects,
                                   _Inout_ PDOWNLINK_HANDLE_CONTEXT Context);
 static PDOWNLINK_DELETION DownlinkBeginDeletion(_In_ PFLT_CALLBACK_DATA Data, _In_ PCFLT_RELATED_OBJECTS FltObjects);
-static BOOLEAN DownlinkHasDeleted(_In_ PCFLT_RELATED_OBJECTS FltObjects, _In_ const DOWNLINK_DELETION *Deletion);
-static ULONG DownlinkCountLinks(_In_ PCFLT_RELATED_OBJECTS FltObjects);
+static BOOLEAN DownlinkHasDeleted(_In_ PCFLT_RELATED_OBJECTS FltObjects, _Inout_ PDOWNLINK_DELETION Deletion);
+static USHORT DownlinkStreamBytes(_In_opt_ PFLT_FILE_NAME_INFORMATION Name);
+static ULONG DownlinkCountLinks(_In_ PCFLT_RELATED_OBJECTS FltObjects, _Out_opt_ PULONG Remaining);
 static BOOLEAN DownlinkIsFileGone(_In_ PCFLT_RELATED_OBJECTS FltObjects, _In_ BOOLEAN IsPosixDelete);
-static BOOLEAN DownlinkIsFirstReport(_In_ PCFLT_RELATED_OBJECTS FltObjects);
+static BOOLEAN DownlinkIsFirstReport(_In_ PCFLT_RELATED_OBJECTS FltObjects, _In_ BOOLEAN IsStream);
 
 #pragma alloc_text(PAGE, DownlinkPreCleanup)
 #pragma alloc_text(PAGE, DownlinkPostCleanup)
 #pragma alloc_text(PAGE, DownlinkPublishTotals)
 #pragma alloc_text(PAGE, DownlinkBeginDeletion)
 #pragma alloc_text(PAGE, DownlinkHasDeleted)
+#pragma alloc_text(PAGE, DownlinkStreamBytes)
 #pragma alloc_text(PAGE, DownlinkCountLinks)
 #pragma alloc_text(PAGE, DownlinkIsFileGone)
 #pragma alloc_text(PAGE, DownlinkIsFirstReport)
@@ -33,7 +37,7 @@ _Use_decl_annotations_ FLT_PREOP_CALLBACK_STATUS FLTAPI DownlinkPreCleanup(PFLT_
 {
     FLT_PREOP_CALLBACK_STATUS callbackStatus = FLT_PREOP_SUCCESS_NO_CALLBACK;
     PDOWNLINK_HANDLE_CONTEXT handleContext;
-    PDOWNLINK_STREAM_CONTEXT streamContext;
+    PDOWNLINK_DELETION_CONTEXT deletionContext;
 
     PAGED_CODE();
     *CompletionContext = NULL;
@@ -50,9 +54,9 @@ _Use_decl_annotations_ FLT_PREOP_CALLBACK_STATUS FLTAPI DownlinkPreCleanup(PFLT_
     }
     if (DownlinkIsWanted(DOWNLINK_MASK(DownlinkFileDeleted))) {
         /* A mark that was set while no instance of ours was attached shows in the file object. */
-        streamContext = DownlinkReferenceStreamContext(FltObjects, FltObjects->FileObject->DeletePending);
-        if (streamContext != NULL) {
-            FltReleaseContext(streamContext);
+        deletionContext = DownlinkReferenceFileContext(FltObjects, FltObjects->FileObject->DeletePending);
+        if (deletionContext != NULL) {
+            FltReleaseContext(deletionContext);
             *CompletionContext = DownlinkBeginDeletion(Data, FltObjects);
             callbackStatus = FLT_PREOP_SYNCHRONIZE;
         }
@@ -67,9 +71,9 @@ _Use_decl_annotations_ FLT_POSTOP_CALLBACK_STATUS FLTAPI DownlinkPostCleanup(PFL
                                                                              PVOID CompletionContext,
                                                                              FLT_POST_OPERATION_FLAGS Flags)
 {
-    static const DOWNLINK_DELETION unknown = {0};
     PDOWNLINK_DELETION deletion = CompletionContext;
-    const DOWNLINK_DELETION *known = (deletion != NULL) ? deletion : &unknown;
+    DOWNLINK_DELETION unknown = {0};
+    PDOWNLINK_DELETION known = (deletion != NULL) ? deletion : &unknown;
     DOWNLINK_EVENT event;
 
     PAGED_CODE();
@@ -123,7 +127,8 @@ static PDOWNLINK_DELETION DownlinkBeginDeletion(PFLT_CALLBACK_DATA Data, PCFLT_R
     }
     if (deletion != NULL) {
         DownlinkIdentify(Data, FltObjects, &deletion->Identity);
-        deletion->Links = DownlinkCountLinks(FltObjects);
+        deletion->Links = DownlinkCountLinks(FltObjects, &deletion->RemainingLinks);
+        deletion->StreamBytes = DownlinkStreamBytes(deletion->Identity.Name);
         handleContext = DownlinkFindHandleContext(FltObjects);
         if (handleContext != NULL) {
             deletion->IsPosixDelete = handleContext->IsPosixDelete != 0;
@@ -134,21 +139,40 @@ static PDOWNLINK_DELETION DownlinkBeginDeletion(PFLT_CALLBACK_DATA Data, PCFLT_R
 }
 
 /*
- * The file is told as deleted once, in the cleanup that removed it; a file with several names, once for each name,
- * in the cleanup that made their number smaller.
+ * The file is told as deleted once, in the cleanup that removed it; a file with several names, once for each name, in
+ * the cleanup that made their number smaller. A handle of a stream may be the last one that kept its file: the stream
+ * has gone alone only if names of the file were to remain.
  */
-static BOOLEAN DownlinkHasDeleted(PCFLT_RELATED_OBJECTS FltObjects, const DOWNLINK_DELETION *Deletion)
+static BOOLEAN DownlinkHasDeleted(PCFLT_RELATED_OBJECTS FltObjects, PDOWNLINK_DELETION Deletion)
 {
+    BOOLEAN isStream = FALSE;
+    BOOLEAN hasDeleted;
+
     PAGED_CODE();
 
     if (DownlinkIsFileGone(FltObjects, Deletion->IsPosixDelete)) {
-        return DownlinkIsFirstReport(FltObjects);
+        isStream = (Deletion->StreamBytes != 0) && (Deletion->RemainingLinks != 0);
+        hasDeleted = DownlinkIsFirstReport(FltObjects, isStream);
+    } else {
+        hasDeleted = (Deletion->Links > 1) && (DownlinkCountLinks(FltObjects, NULL) < Deletion->Links);
     }
-    return (Deletion->Links > 1) && (DownlinkCountLinks(FltObjects) < Deletion->Links);
+    Deletion->Identity.HiddenBytes = isStream ? 0 : Deletion->StreamBytes;
+    return hasDeleted;
+}
+
+/* Bytes at the end of a name that are the stream's, its colon included. */
+static USHORT DownlinkStreamBytes(PFLT_FILE_NAME_INFORMATION Name)
+{
+    PAGED_CODE();
+
+    if ((Name == NULL) || !NT_SUCCESS(FltParseFileNameInformation(Name))) {
+        return 0;
+    }
+    return Name->Stream.Length;
 }
 
 /* How many names the file has, those about to be deleted included; 0 where the file system does not tell. */
-static ULONG DownlinkCountLinks(PCFLT_RELATED_OBJECTS FltObjects)
+static ULONG DownlinkCountLinks(PCFLT_RELATED_OBJECTS FltObjects, PULONG Remaining)
 {
     NTSTATUS status;
     FILE_STANDARD_LINK_INFORMATION links;
@@ -157,7 +181,14 @@ static ULONG DownlinkCountLinks(PCFLT_RELATED_OBJECTS FltObjects)
 
     status = FltQueryInformationFile(FltObjects->Instance, FltObjects->FileObject, &links, sizeof(links),
                                      FileStandardLinkInformation, NULL);
-    return NT_SUCCESS(status) ? links.TotalNumberOfLinks : 0;
+    if (!NT_SUCCESS(status)) {
+        links.TotalNumberOfLinks = 0;
+        links.NumberOfAccessibleLinks = 0;
+    }
+    if (Remaining != NULL) {
+        *Remaining = links.NumberOfAccessibleLinks;
+    }
+    return links.TotalNumberOfLinks;
 }
 
 /*
@@ -179,16 +210,18 @@ static BOOLEAN DownlinkIsFileGone(PCFLT_RELATED_OBJECTS FltObjects, BOOLEAN IsPo
            (IsPosixDelete && NT_SUCCESS(status) && standard.DeletePending && (standard.NumberOfLinks == 0));
 }
 
-/* TRUE for the first cleanup that finds the file gone; with other handles alive there are more of them. */
-static BOOLEAN DownlinkIsFirstReport(PCFLT_RELATED_OBJECTS FltObjects)
+/* TRUE for the first cleanup that finds the file, or the stream, gone; with other handles alive there are more of them. */
+static BOOLEAN DownlinkIsFirstReport(PCFLT_RELATED_OBJECTS FltObjects, BOOLEAN IsStream)
 {
-    PDOWNLINK_STREAM_CONTEXT context = DownlinkReferenceStreamContext(FltObjects, FALSE);
+    PDOWNLINK_DELETION_CONTEXT context;
     BOOLEAN isFirst = FALSE;
 
     PAGED_CODE();
 
+    context =
+        IsStream ? DownlinkReferenceStreamContext(FltObjects, TRUE) : DownlinkReferenceFileContext(FltObjects, FALSE);
     if (context != NULL) {
-        isFirst = InterlockedExchange(&context->DeleteReported, 1) == 0;
+        isFirst = InterlockedExchange(&context->Reported, 1) == 0;
         FltReleaseContext(context);
     }
     return isFirst;

@@ -1,6 +1,6 @@
 /*
- * What the driver remembers: of an open handle (who the file is, what was changed), of a stream (that it may be
- * deleted), of an instance (the volume's name).
+ * What the driver remembers: of an open handle (who the file is, what was changed), of a file and of a stream (that it
+ * may be deleted, and whether that was told), of an instance (the volume's name).
  */
 #include "downlink.h"
 
@@ -19,9 +19,14 @@ const FLT_CONTEXT_REGISTRATION DownlinkContexts[] = {
         .PoolTag = DOWNLINK_TAG_HANDLE,
     },
     {
+        .ContextType = FLT_FILE_CONTEXT,
+        .Size = sizeof(DOWNLINK_DELETION_CONTEXT),
+        .PoolTag = DOWNLINK_TAG_DELETION,
+    },
+    {
         .ContextType = FLT_STREAM_CONTEXT,
-        .Size = sizeof(DOWNLINK_STREAM_CONTEXT),
-        .PoolTag = DOWNLINK_TAG_STREAM,
+        .Size = sizeof(DOWNLINK_DELETION_CONTEXT),
+        .PoolTag = DOWNLINK_TAG_DELETION,
     },
     {.ContextType = FLT_CONTEXT_END},
 };
@@ -99,38 +104,65 @@ _Use_decl_annotations_ PDOWNLINK_HANDLE_CONTEXT DownlinkReferenceHandleContext(P
     return context;
 }
 
-/* The stream's context, referenced; NULL if it has none and none was wanted or could be made. */
-_Use_decl_annotations_ PDOWNLINK_STREAM_CONTEXT DownlinkReferenceStreamContext(PCFLT_RELATED_OBJECTS FltObjects,
-                                                                               BOOLEAN Create)
+/* Gives the file or the stream a context. Returns the one that it has then, referenced; NULL if that is not possible. */
+static PDOWNLINK_DELETION_CONTEXT DownlinkAttachDeletionContext(_In_ PCFLT_RELATED_OBJECTS FltObjects,
+                                                                _In_ FLT_CONTEXT_TYPE ContextType)
 {
     NTSTATUS status;
     PFLT_CONTEXT context = NULL;
     PFLT_CONTEXT existing = NULL;
 
-    status = FltGetStreamContext(FltObjects->Instance, FltObjects->FileObject, &context);
-    if (NT_SUCCESS(status)) {
-        goto Exit;
-    }
-    context = NULL;
-    if (!Create) {
-        goto Exit;
-    }
-
-    status = FltAllocateContext(FltObjects->Filter, FLT_STREAM_CONTEXT, sizeof(DOWNLINK_STREAM_CONTEXT), NonPagedPoolNx,
+    status = FltAllocateContext(FltObjects->Filter, ContextType, sizeof(DOWNLINK_DELETION_CONTEXT), NonPagedPoolNx,
                                 &context);
     if (!NT_SUCCESS(status)) {
         context = NULL;
         goto Exit;
     }
-    RtlZeroMemory(context, sizeof(DOWNLINK_STREAM_CONTEXT));
+    RtlZeroMemory(context, sizeof(DOWNLINK_DELETION_CONTEXT));
 
-    status = FltSetStreamContext(FltObjects->Instance, FltObjects->FileObject, FLT_SET_CONTEXT_KEEP_IF_EXISTS, context,
-                                 &existing);
+    if (ContextType == FLT_FILE_CONTEXT) {
+        status = FltSetFileContext(FltObjects->Instance, FltObjects->FileObject, FLT_SET_CONTEXT_KEEP_IF_EXISTS,
+                                   context, &existing);
+    } else {
+        status = FltSetStreamContext(FltObjects->Instance, FltObjects->FileObject, FLT_SET_CONTEXT_KEEP_IF_EXISTS,
+                                     context, &existing);
+    }
     if (!NT_SUCCESS(status)) {
         FltReleaseContext(context);
         context = (status == STATUS_FLT_CONTEXT_ALREADY_DEFINED) ? existing : NULL;
     }
 
 Exit:
+    return context;
+}
+
+/* The stream's context, referenced; NULL if it has none and none was wanted or could be made. */
+_Use_decl_annotations_ PDOWNLINK_DELETION_CONTEXT DownlinkReferenceStreamContext(PCFLT_RELATED_OBJECTS FltObjects,
+                                                                                 BOOLEAN Create)
+{
+    PFLT_CONTEXT context = NULL;
+
+    if (!NT_SUCCESS(FltGetStreamContext(FltObjects->Instance, FltObjects->FileObject, &context))) {
+        context = Create ? DownlinkAttachDeletionContext(FltObjects, FLT_STREAM_CONTEXT) : NULL;
+    }
+    return context;
+}
+
+/*
+ * The same of the file, whichever of its streams the handle is of. A file system that knows no such contexts has one
+ * stream in each file.
+ */
+_Use_decl_annotations_ PDOWNLINK_DELETION_CONTEXT DownlinkReferenceFileContext(PCFLT_RELATED_OBJECTS FltObjects,
+                                                                               BOOLEAN Create)
+{
+    NTSTATUS status;
+    PFLT_CONTEXT context = NULL;
+
+    status = FltGetFileContext(FltObjects->Instance, FltObjects->FileObject, &context);
+    if (status == STATUS_NOT_SUPPORTED) {
+        context = DownlinkReferenceStreamContext(FltObjects, Create);
+    } else if (!NT_SUCCESS(status)) {
+        context = Create ? DownlinkAttachDeletionContext(FltObjects, FLT_FILE_CONTEXT) : NULL;
+    }
     return context;
 }

@@ -127,10 +127,10 @@ static VOID DownlinkPublishFailedOpen(PFLT_CALLBACK_DATA Data, PCFLT_RELATED_OBJ
     }
 }
 
-/* From now on every cleanup of the stream looks whether it has been deleted. */
+/* From now on every cleanup of the file, by whichever stream, looks whether it has been deleted. */
 _Use_decl_annotations_ VOID DownlinkMarkForDeletion(PCFLT_RELATED_OBJECTS FltObjects)
 {
-    PDOWNLINK_STREAM_CONTEXT context = DownlinkReferenceStreamContext(FltObjects, TRUE);
+    PDOWNLINK_DELETION_CONTEXT context = DownlinkReferenceFileContext(FltObjects, TRUE);
 
     if (context != NULL) {
         FltReleaseContext(context);

@@ -16,6 +16,7 @@
 #include "downlink_protocol.h"
 
 #define DOWNLINK_TAG_CONNECTION 'clnD' /* Dnlc: table of connections */
+#define DOWNLINK_TAG_DELETION 'dlnD'   /* Dnld: file or stream context */
 #define DOWNLINK_TAG_HANDLE 'hlnD'     /* Dnlh: stream-handle context */
 #define DOWNLINK_TAG_INSTANCE 'ilnD'   /* Dnli: instance context */
 #define DOWNLINK_TAG_MESSAGE 'mlnD'    /* Dnlm: message under construction */
@@ -23,7 +24,6 @@
 #define DOWNLINK_TAG_PREFIX 'plnD'     /* Dnlp: path prefix of a connection */
 #define DOWNLINK_TAG_QUEUE 'qlnD'      /* Dnlq: ring of a connection's queue */
 #define DOWNLINK_TAG_REGISTRY 'rlnD'   /* Dnlr: registry value, security descriptor */
-#define DOWNLINK_TAG_STREAM 'slnD'     /* Dnls: stream context */
 
 /* Message buffer that a connection owns. A record that does not fit gets a buffer of its own for one send. */
 #define DOWNLINK_MESSAGE_BUFFER_BYTES 0x6000UL
@@ -256,7 +256,8 @@ _IRQL_requires_max_(APC_LEVEL) VOID DownlinkPublish(_In_ PCDOWNLINK_EVENT Event)
 typedef struct _DOWNLINK_IDENTITY {
     PFLT_FILE_NAME_INFORMATION Name;
     LONG NameGeneration;
-    USHORT Flags; /* DOWNLINK_RECORD_DIRECTORY, DOWNLINK_RECORD_FILE_ID */
+    USHORT Flags;      /* DOWNLINK_RECORD_DIRECTORY, DOWNLINK_RECORD_FILE_ID */
+    USHORT HiddenBytes; /* at the end of the name, that are not told: a stream, where it is the file that matters */
     DOWNLINK_FILE_ID FileId;
 } DOWNLINK_IDENTITY, *PDOWNLINK_IDENTITY;
 
@@ -278,10 +279,10 @@ typedef struct _DOWNLINK_HANDLE_CONTEXT {
     volatile LONG Changes;         /* DOWNLINK_MASK of the kinds of change that were made through this handle */
 } DOWNLINK_HANDLE_CONTEXT, *PDOWNLINK_HANDLE_CONTEXT;
 
-/* A stream has one from the moment that it may be deleted. */
-typedef struct _DOWNLINK_STREAM_CONTEXT {
-    volatile LONG DeleteReported; /* 1 once the deletion is in a record */
-} DOWNLINK_STREAM_CONTEXT, *PDOWNLINK_STREAM_CONTEXT;
+/* A file has one from the moment that it, or a stream of it, may be deleted; a stream when it is about to go alone. */
+typedef struct _DOWNLINK_DELETION_CONTEXT {
+    volatile LONG Reported; /* 1 once the deletion is in a record */
+} DOWNLINK_DELETION_CONTEXT, *PDOWNLINK_DELETION_CONTEXT;
 
 extern const FLT_CONTEXT_REGISTRATION DownlinkContexts[];
 
@@ -291,8 +292,10 @@ _IRQL_requires_max_(APC_LEVEL) PDOWNLINK_HANDLE_CONTEXT
     DownlinkAttachHandleContext(_In_ PCFLT_RELATED_OBJECTS FltObjects, _Inout_ PDOWNLINK_IDENTITY Identity);
 _IRQL_requires_max_(APC_LEVEL) PDOWNLINK_HANDLE_CONTEXT
     DownlinkReferenceHandleContext(_In_ PFLT_CALLBACK_DATA Data, _In_ PCFLT_RELATED_OBJECTS FltObjects);
-_IRQL_requires_max_(APC_LEVEL) PDOWNLINK_STREAM_CONTEXT
+_IRQL_requires_max_(APC_LEVEL) PDOWNLINK_DELETION_CONTEXT
     DownlinkReferenceStreamContext(_In_ PCFLT_RELATED_OBJECTS FltObjects, _In_ BOOLEAN Create);
+_IRQL_requires_max_(APC_LEVEL) PDOWNLINK_DELETION_CONTEXT
+    DownlinkReferenceFileContext(_In_ PCFLT_RELATED_OBJECTS FltObjects, _In_ BOOLEAN Create);
 
 /* operations.c: the table of callbacks, and what they have in common */
 extern const FLT_OPERATION_REGISTRATION DownlinkOperations[];

@@ -78,6 +78,7 @@ _Use_decl_annotations_ VOID DownlinkPublishFile(PCFLT_RELATED_OBJECTS FltObjects
     Event->FileId = Identity->FileId;
     if (Identity->Name != NULL) {
         Event->Path = Identity->Name->Name;
+        Event->Path.Length -= Identity->HiddenBytes;
         Event->VolumeLength = Identity->Name->Volume.Length;
         DownlinkPublish(Event);
     } else {
