@@ -282,10 +282,13 @@ def test_the_destination_of_a_rename_is_normalised(lab: FilterLab) -> None:
     lab.set(handle, n.FileRenameInformation, rename_data(r"\??\D:\TARGET\New.txt"))
     lab.set(handle, n.FileRenameInformation, rename_data("simple.txt"))
     lab.set(handle, n.FileRenameInformation, relative)
+    stream = lab.open(r"D:\b.txt:old")
+    lab.set(stream, n.FileRenameInformation, rename_data(":new"))
     assert answers == [
         (0, DEVICE + r"\Target\New.txt"),
         (0, DEVICE + r"\Target\simple.txt"),
         (0, DEVICE + r"\Target\C.txt"),
+        (0, DEVICE + r"\b.txt:new"),
     ]
 
 

@@ -148,8 +148,9 @@ def FltGetDestinationFileNameInformation(
     path = _destination(k, file, RootDirectory, name)
     if kind == names.NORMALIZED:
         path = names.normalize(file.volume, path)
-        # The final component is what the caller wants it to be, whatever has that name now.
-        path = path[: path.rfind("\\") + 1] + name.rpartition("\\")[2]
+        # The final component is what the caller wants it to be, whatever has that name now; a stream has none.
+        if not name.startswith(":"):
+            path = path[: path.rfind("\\") + 1] + name.rpartition("\\")[2]
     text = file.volume.device_name + path
     k.memory.put64(RetFileNameInformation, names.hand_out(k, text, file.volume, kind))
     return STATUS_SUCCESS
