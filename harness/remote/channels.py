@@ -50,7 +50,7 @@ class Commands(Protocol):
         command: Sequence[str] | str,
         *,
         deadline: Deadline,
-        stdin: bytes = b"",
+        stdin: bytes | None = None,
         directory: str | None = None,
         environment: Mapping[str, str] | None = None,
         on_output: Callable[[str], None] | None = None,
@@ -61,7 +61,7 @@ class Commands(Protocol):
         Args:
             command: program and arguments, quoted for cmd.exe by the channel; or a line that is sent as it is.
             deadline: when it passes, the command and its children are killed in the guest.
-            stdin: what the command reads; its input is closed afterwards.
+            stdin: what the command reads before its input is closed; None for one that reads nothing.
             directory: working directory in the guest.
             environment: variables beside those of the logon.
             on_output: gets each piece of standard output as it arrives.

@@ -89,7 +89,7 @@ class Guest:
         *,
         deadline: Deadline,
         check: bool = True,
-        stdin: bytes = b"",
+        stdin: bytes | None = None,
         directory: str | None = None,
         environment: Mapping[str, str] | None = None,
         on_output: Callable[[str], None] | None = None,

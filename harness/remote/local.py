@@ -59,7 +59,7 @@ class LocalCommands:
         command: Sequence[str] | str,
         *,
         deadline: Deadline,
-        stdin: bytes = b"",
+        stdin: bytes | None = None,
         directory: str | None = None,
         environment: Mapping[str, str] | None = None,
         on_output: Callable[[str], None] | None = None,
@@ -78,7 +78,7 @@ class LocalCommands:
         threads = [
             threading.Thread(target=collected.take_output, args=(tree.process.stdout,), daemon=True),
             threading.Thread(target=collected.take_errors, args=(tree.process.stderr,), daemon=True),
-            threading.Thread(target=_feed, args=(tree.process.stdin, stdin), daemon=True),
+            threading.Thread(target=_feed, args=(tree.process.stdin, stdin or b""), daemon=True),
         ]
         try:
             for thread in threads:

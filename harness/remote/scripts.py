@@ -84,7 +84,7 @@ class GuestScripts:
             self._bring(path, content, deadline)
             self._there.add(path)
         # ASCII means the same in every code page.
-        stdin = b"" if secret is None else json.dumps(dict(secret)).encode("ascii")
+        stdin = None if secret is None else json.dumps(dict(secret)).encode("ascii")
         return self._guest.run(line, deadline=deadline, check=False, stdin=stdin)
 
     def _bring(self, path: str, content: bytes, deadline: Deadline) -> None:

@@ -113,7 +113,7 @@ class WinRm:
         command: Sequence[str] | str,
         *,
         deadline: Deadline,
-        stdin: bytes = b"",
+        stdin: bytes | None = None,
         directory: str | None = None,
         environment: Mapping[str, str] | None = None,
         on_output: Callable[[str], None] | None = None,
@@ -245,7 +245,7 @@ class WinRm:
         shell: str,
         command_id: str,
         line: str,
-        stdin: bytes,
+        stdin: bytes | None,
         deadline: Deadline,
         on_output: Callable[[str], None] | None,
         keep_output: bool,
@@ -253,7 +253,8 @@ class WinRm:
         """Feed a started command and collect what it prints; when this does not end well, kill it."""
         ended = False
         try:
-            self._feed(connection, shell, command_id, stdin, deadline)
+            if stdin is not None:
+                self._feed(connection, shell, command_id, stdin, deadline)
             result = self._collect(connection, shell, command_id, line, deadline, on_output, keep_output)
             ended = True
             return result
@@ -275,7 +276,7 @@ class WinRm:
         A command that ends without reading all of its input is no failure here: its exit code and output tell more.
         """
         start = 0
-        while start < len(stdin):
+        while True:
             end = start + self._chunk_bytes
             send = partial(_send, shell, command_id, stdin[start:end], end >= len(stdin))
             try:
@@ -306,6 +307,8 @@ class WinRm:
                 )
             else:
                 start = end
+                if end >= len(stdin):
+                    return
 
     def _collect(
         self,

@@ -184,7 +184,7 @@ class WinRmFiles:
         parameters: Mapping[str, ParameterValue],
         deadline: Deadline,
         doing: str,
-        stdin: bytes = b"",
+        stdin: bytes | None = None,
     ) -> dict[str, Any]:
         content = script.path.read_bytes()
         path = script_path(content, script.path.name)
@@ -218,7 +218,7 @@ class WinRmFiles:
         encoded, directory = quote(f"{path}.b64"), quote(parent_of(path))
         steps = (
             (f'(if not exist {directory} mkdir {directory}) & findstr "^" > {encoded}', _lines(content)),
-            (f"certutil -f -decode {encoded} {quote(path)} & del /q {encoded}", b""),
+            (f"certutil -f -decode {encoded} {quote(path)} & del /q {encoded}", None),
         )
         for line, stdin in steps:
             result = self._commands.run(line, deadline=deadline, stdin=stdin)
