@@ -13,6 +13,7 @@ from vm.emulated.guest import boot, python_image
 from vm.emulated.guest.chaos.computer import troubled
 from vm.emulated.guest.chaos.plan import Chaos, parse
 from vm.emulated.guest.clock import GuestClock
+from vm.emulated.guest.commands.pending_files import finish_pending
 from vm.emulated.guest.commands.session import Guest
 from vm.emulated.guest.drive import Drive
 from vm.emulated.guest.power import Power, PowerAction
@@ -195,6 +196,7 @@ class GuestFace:
             self._shells.clear()
             # The new system reads its boot options from the registry.
             boot.begin(self._registry)
+            finish_pending(self._registry, self._drive)
             if self._on_new_boot is not None:
                 self._on_new_boot()
             self._processes.open()
@@ -258,6 +260,7 @@ class GuestFace:
             self._registry, testsigning=self._settings.testsigning, secure_boot=self._settings.secure_boot
         )
         boot.begin(self._registry)
+        finish_pending(self._registry, self._drive)
         self._meet_boot(first=True)
         self._processes.open()
 

@@ -14,7 +14,14 @@ from types import MappingProxyType
 
 from vm.emulated.image import der
 from vm.emulated.image.authenticode import SPC_INDIRECT_DATA, SPC_PE_IMAGE_DATA, authenticode_digest
-from vm.emulated.image.signed_data import HASH_NAMES, UNREADABLE, SignatureError, SignedData, Signer
+from vm.emulated.image.signed_data import (
+    HASH_NAMES,
+    UNREADABLE,
+    SignatureError,
+    SignedData,
+    Signer,
+    UnsignedError,
+)
 from vm.errors import PackageError
 
 CERTIFICATE_TRUST_LIST = "1.3.6.1.4.1.311.10.1"
@@ -134,11 +141,12 @@ def verify_catalog(data: bytes, name: str = "catalog") -> Catalog:
 
     Raises:
         CatalogError: it is no catalog.
-        SignatureError: it is not signed, or the signature does not hold.
+        UnsignedError: it is not signed.
+        SignatureError: the signature does not hold.
     """
     catalog = read_catalog(data, name)
     if not _has_signer(data):
-        raise SignatureError(f"'{name}' is not signed.", hint="sign it; './inv build' does so")
+        raise UnsignedError(f"'{name}' is not signed.", hint="sign it; './inv build' does so")
     try:
         signed = SignedData.parse(data, CERTIFICATE_TRUST_LIST)
         signer = signed.signer()

@@ -53,6 +53,10 @@ class SignatureError(PackageError):
     """There is no signature or one that does not hold; the message says which."""
 
 
+class UnsignedError(SignatureError):
+    """There is no signature at all."""
+
+
 @dataclass(frozen=True, slots=True)
 class Signer:
     """Who signed.

@@ -10,6 +10,7 @@ from vm.emulated.guest.commands.bcdedit import bcdedit
 from vm.emulated.guest.commands.certutil import certutil
 from vm.emulated.guest.commands.cmd import call, cmd
 from vm.emulated.guest.commands.fltmc import fltmc
+from vm.emulated.guest.commands.pnputil import pnputil
 from vm.emulated.guest.commands.powershell import powershell
 from vm.emulated.guest.commands.python import python
 from vm.emulated.guest.commands.reg import reg
@@ -66,6 +67,7 @@ PROGRAMS: Mapping[str, Command] = {
     "hostname.exe": hostname,
     "more.com": more,
     "ping.exe": ping,
+    "pnputil.exe": pnputil,
     "powershell.exe": powershell,
     "reg.exe": reg,
     "sc.exe": sc,
