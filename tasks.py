@@ -29,13 +29,13 @@ def task(**options: Any) -> Callable[[Callable[..., int | None]], Any]:
     def decorate(body: Callable[..., int | None]) -> Any:
         @functools.wraps(body)
         def run(*arguments: Any, **values: Any) -> None:
-            from harness import interrupts
+            from harness import ci, interrupts
 
             try:
                 with interrupts.signals_interrupt():
                     status = body(*arguments, **values)
             except DownlinkError as error:
-                raise Exit(error.render(), code=error.exit_status) from error
+                raise Exit(ci.render(error), code=error.exit_status) from error
             except KeyboardInterrupt as interrupt:
                 raise Exit("interrupted", code=interrupts.exit_status(interrupt)) from interrupt
             if status:
@@ -112,6 +112,7 @@ def test(
 ) -> int:
     """Build, start a fresh machine, deploy, run the suites inside it and report."""
     from harness import verbs
+    from harness.ci import report
     from harness.console import Console
 
     settings = _configuration()
@@ -122,10 +123,12 @@ def test(
         workers=workers,
         checkpoint=checkpoint or None,
     )
-    if resume:
-        return verbs.resume(settings, choices, Console())
-    settings.machine(choices.machine)
-    return verbs.test(settings, choices, _builder(settings, driver, toolchain, configuration), Console())
+    console = Console()
+    with report.session(console, settings):
+        if resume:
+            return verbs.resume(settings, choices, console)
+        settings.machine(choices.machine)
+        return verbs.test(settings, choices, _builder(settings, driver, toolchain, configuration), console)
 
 
 @task(
@@ -254,6 +257,48 @@ def shell(_: Context, machine: str = "", command: str = "") -> int:
     return lifecycle.shell(_configuration(), machine or None, command, Console())
 
 
+@task()
+def testsigning(_: Context) -> None:
+    """Ask whether this Windows loads test-signed drivers, and hand the answer to the pipeline."""
+    from harness.ci import systems
+    from harness.ci import testsigning as asking
+    from harness.console import Console
+
+    asking.tell(Console(), systems.detect(), asking.ask())
+
+
+@task()
+def matrix(_: Context) -> None:
+    """Hand the machines of ci/lab.toml to the pipeline, one job each."""
+    from harness.ci import lab, systems
+    from harness.console import Console
+
+    lab.tell(Console(), systems.detect(), lab.load(ROOT))
+
+
+@task()
+def scripts(_: Context) -> int:
+    """Look at every PowerShell file with PowerShell's parser and PSScriptAnalyzer; on Windows."""
+    from harness.ci import scripts as looking
+    from harness.ci import systems
+    from harness.console import Console
+
+    return looking.run(ROOT, Console(), systems.detect())
+
+
+@task(help={"bump": "move the pins to what is newer within their line"})
+def wdk(_: Context, bump: bool = False) -> None:
+    """Compare the pinned WDK with the published ones, and hand the answer to the pipeline."""
+    from harness.ci import systems
+    from harness.ci import wdk as pins
+    from harness.console import Console
+
+    found, console = pins.look(ROOT), Console()
+    pins.tell(console, systems.detect(), found)
+    for name in pins.bump(ROOT, found) if bump else ():
+        console.line(f"changed '{name}'")
+
+
 def _vm(verb: str, machine: str) -> None:
     from harness import lifecycle
     from harness.console import Console
@@ -280,3 +325,4 @@ def _builder(
 
 ns = Collection(build, deploy, test, listen, facts, check, doctor, bench, clean)
 ns.add_collection(Collection("vm", create, start, stop, restore, shell))
+ns.add_collection(Collection("ci", testsigning, matrix, scripts, wdk))

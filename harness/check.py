@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from harness.ci import report, systems
 from harness.console import Console
 
 CHECK_SECONDS = 1200
@@ -68,7 +69,7 @@ def run(root: Path, console: Console, selected: Sequence[Check] | None = None) -
         console.step(check.name, f"{word}  {check.summary(output)}".rstrip(), time.monotonic() - began)
         if status:
             failed.append(check.name)
-            console.line(output.rstrip())
+            report.check_failed(check.name, output.rstrip(), console)
     console.line(
         console.style("passed", "green", "bold")
         if not failed
@@ -80,6 +81,9 @@ def run(root: Path, console: Console, selected: Sequence[Check] | None = None) -
 def _run(command: Sequence[str], root: Path) -> tuple[int, str]:
     """Run one tool with both outputs together; it does not survive an interruption of this process."""
     environment = {**os.environ, "NO_COLOR": "1", "PYTHONDONTWRITEBYTECODE": ""}
+    # What tests print is not for the CI system.
+    for variable in systems.VARIABLES:
+        environment.pop(variable, None)
     with subprocess.Popen(
         list(command),
         cwd=root,

@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 import threading
+from collections.abc import Callable
 from typing import TextIO
 
 from vm.errors import DownlinkError
@@ -31,6 +32,8 @@ class Console:
         self._color = color if color is not None else self.terminal and not os.environ.get("NO_COLOR")
         self._lock = threading.Lock()
         self._transient = False
+        self.defuse: Callable[[str], str] = str
+        """What every line passes through: inside a CI system, text of others must not be a command to it."""
 
     def style(self, text: str, *styles: str) -> str:
         """`text` in the styles "bold", "dim", "red", "green", "yellow", where colours are shown."""
@@ -42,7 +45,7 @@ class Console:
         """Write a line that stays."""
         with self._lock:
             self._erase()
-            self._write(self._out, text + "\n")
+            self._write(self._out, self.defuse(text) + "\n")
 
     def transient(self, text: str) -> None:
         """Show what is happening now, in place of the transient line before; nothing where there is no terminal."""
@@ -63,7 +66,7 @@ class Console:
         """The sentence, the causes and the hint, on standard error."""
         with self._lock:
             self._erase()
-            self._write(self._err, error.render() + "\n")
+            self._write(self._err, self.defuse(error.render()) + "\n")
 
     def clear(self) -> None:
         """Remove the transient line."""

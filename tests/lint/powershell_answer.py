@@ -26,6 +26,7 @@ _TELLING = (
 _TELLS = re.compile(rf"({_TELLING})(-|$)", re.IGNORECASE)
 _JSON_OPTIONS = (("-compress", "is not on one line"), ("-depth", "is cut off below the second level"))
 _QUIET = (
+    "import-module",
     "out-null",
     "out-file",
     "set-content",
