@@ -4,40 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from types import MappingProxyType
 
 from harness.client import hresult, ntstatus
+from harness.symptoms import Symptom, by_code, driver
 
 _HRESULT = re.compile(r"0x(8[0-9a-fA-F]{7})\b")
 _NTSTATUS = re.compile(r"0x([Cc][0-9a-fA-F]{7})\b")
 
-_AT_LOAD: Mapping[int, tuple[str, str]] = MappingProxyType(
-    {
-        0x80070002: (
-            "the service key, its image or its 'Instances' key was not found",
-            "look at: reg query HKLM\\SYSTEM\\CurrentControlSet\\Services\\<service> /s",
-        ),
-        0x8007007F: (
-            "the image imports a function that the system does not have",
-            "compare the imports with what the machine offers: ./inv build prints them",
-        ),
-        0x800700B7: ("a driver or an object of this name exists already", "unload it first: fltmc unload"),
-        0x800700C1: ("the image is not a 64-bit driver", "build it again: ./inv clean, then ./inv build"),
-        0x80070241: (
-            "the signature of the image is not valid on this machine",
-            "is testsigning on, and the certificate in Root and TrustedPublisher?",
-        ),
-        0x80070420: ("the driver is loaded already", "unload it first: fltmc unload"),
-        0x80070522: (
-            "the user may not load drivers",
-            "log on as an administrator with SeLoadDriverPrivilege",
-        ),
-        0x800707D1: ("the image is not a valid driver", "build it again: ./inv clean, then ./inv build"),
-        0x801F0010: ("its unload callback refused, or it has none", ""),
-        0x801F0011: ("another filter has the same altitude", "choose another altitude in harness.toml"),
-        0x801F0012: ("another instance has the same name", "unload the other filter first: fltmc unload"),
-    }
-)
+_AT_LOAD: Mapping[int, Symptom] = by_code((*driver.LOAD, *driver.UNLOAD))
+_FROM_ENTRY: Mapping[int, Symptom] = by_code(driver.ENTRY)
 
 _STATUSES = (
     *(
@@ -76,12 +51,13 @@ def explain(code: int, output: str = "") -> str:
     if code not in _AT_LOAD:
         return f"DriverEntry failed with {_named(code, names)} (0x{code:08X})"
     behind = f", from {' or '.join(names)}" if names else ""
-    return f"{_AT_LOAD[code][0]} (0x{code:08X}{behind})"
+    return f"{_AT_LOAD[code].cause} (0x{code:08X}{behind})"
 
 
 def advise(code: int) -> str | None:
     """What to do about a failure of fltmc, None when nothing useful is known."""
-    return (_AT_LOAD[code][1] if code in _AT_LOAD else hresult.describe(code).advice) or None
+    known = _AT_LOAD.get(code) or _FROM_ENTRY.get(code)
+    return (known.cure if known else hresult.describe(code).advice) or None
 
 
 def _named(code: int, names: list[str]) -> str:

@@ -1,0 +1,53 @@
+"""Rows that other rooms keep beside the code that meets them, in the form of the one table."""
+
+from __future__ import annotations
+
+from importlib import import_module, util
+
+from harness.symptoms.symptom import Place, Symptom
+
+_MESSAGES = "harness.toolchain.wdk.messages"
+
+
+def faults() -> tuple[Symptom, ...]:
+    """Faults of WinRM and failures of its connections."""
+    from harness.remote.faults import CONNECTION_FAILURES, FAILURES
+
+    rows = [
+        Symptom(
+            f"winrm-{failure.code:08x}",
+            Place.WINRM,
+            f"WSManFault {failure.code} (0x{failure.code:08X})",
+            failure.cause,
+            failure.cure,
+            failure.code,
+            failure.pattern,
+        )
+        for failure in FAILURES
+        if failure.code is not None
+    ]
+    for number, failure in enumerate(CONNECTION_FAILURES, 1):
+        seen = failure.cause[:1].upper() + failure.cause[1:]
+        rows.append(
+            Symptom(
+                f"winrm-connection-{number}",
+                Place.WINRM,
+                seen,
+                failure.cause,
+                failure.cure,
+                None,
+                failure.pattern,
+            )
+        )
+    return tuple(rows)
+
+
+def build_messages() -> tuple[Symptom, ...]:
+    """Messages of MSBuild and the kit's tools that the toolchain 'wdk' knows."""
+    if util.find_spec("harness.toolchain.wdk") is None or util.find_spec(_MESSAGES) is None:
+        return ()
+    messages = import_module(_MESSAGES)
+    return tuple(
+        Symptom(f"wdk-{known.id}", Place.BUILD, known.id, known.cause, known.cure, None, known.pattern)
+        for known in messages.KNOWN
+    )

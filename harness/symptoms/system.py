@@ -1,0 +1,321 @@
+"""Symptoms of hosts, toolchains, guests and of the ways between them, as far as no other table has them.
+
+Sources: the documentation of the tools, and reports of what was met with them (Windows lab figures).
+"""
+
+from __future__ import annotations
+
+from harness.symptoms.symptom import Place, Symptom
+
+_FIX = "./inv doctor --fix --machine <name>"
+
+BUILD: tuple[Symptom, ...] = (
+    Symptom(
+        "build-msb4062",
+        Place.BUILD,
+        "MSB4062 on Microsoft.DriverKit.Build.Tasks",
+        "Visual Studio and the WDK do not belong together: 18.x needs WDK 28000, 17.x needs 26100",
+        "./inv doctor says which pair was found; install the other WDK",
+        None,
+        r"MSB4062.*DriverKit",
+    ),
+    Symptom(
+        "build-msb8020",
+        Place.BUILD,
+        "MSB8020: the build tools WindowsKernelModeDriver10.0 cannot be found",
+        "the component Microsoft.Windows.DriverKit of Visual Studio is missing",
+        "add it in the Visual Studio Installer, or with the WDK's own .vsix",
+        None,
+        r"MSB8020",
+    ),
+    Symptom(
+        "build-spectre",
+        Place.BUILD,
+        "MSB8040: Spectre-mitigated libraries are required",
+        "the Spectre libraries of this toolset are not installed",
+        "add 'MSVC Spectre-mitigated libs' for x64 and ARM64 in the Visual Studio Installer",
+        None,
+        r"MSB8040",
+    ),
+    Symptom(
+        "build-flaky-tasks",
+        Place.BUILD,
+        "WDK tasks fail at the second build, files are locked",
+        "MSBuild keeps nodes that hold the WDK's task libraries",
+        "build with /nodeReuse:false; the harness does",
+        None,
+        r"(being used by another process|MSB3021|MSB3027).*(DriverKit|Task)",
+    ),
+)
+
+INF: tuple[Symptom, ...] = (
+    Symptom(
+        "inf-22-9-7",
+        Place.INF,
+        "Inf2Cat: 22.9.7, DriverVer set to a date in the future",
+        "StampInf took the local date and Inf2Cat compares with UTC: it bites east of Greenwich",
+        "inf2cat /uselocaltime, or stamp a date in UTC",
+        None,
+        r"22\.9\.7",
+    ),
+    Symptom(
+        "inf-22-9-1",
+        Place.INF,
+        "Inf2Cat: 22.9.1, a file of the INF is missing or not in the catalog",
+        "the INF copies a file that is not in the package's directory",
+        "compare [SourceDisksFiles] with the directory",
+        None,
+        r"22\.9\.1\b",
+    ),
+    Symptom(
+        "inf-driver-store",
+        Place.INF,
+        "InfVerif /w or /k: the driver does not run from the driver store",
+        "a section for builds from 25952 on has to use DIRID 13",
+        "use a section [DefaultInstall.NT$ARCH$.10.0...25952] with DIRID 13 beside the older one with DIRID 12",
+        None,
+        r"(1330|DIRID 13|run from the driver store)",
+    ),
+    Symptom(
+        "inf-infverif-samples",
+        Place.INF,
+        "InfVerif: the option /samples is not known, or it finds errors in a good INF",
+        "InfVerif of the WDK builds 25798 to 26100 is faulty",
+        "use a newer WDK, or leave the option out",
+        None,
+        r"infverif.*/samples",
+    ),
+    Symptom(
+        "inf-no-instances",
+        Place.INF,
+        "the filter loads but attaches to nothing on a newer Windows",
+        "from Windows 11 24H2 on instances are read from Parameters\\Instances",
+        "write both: Instances and Parameters\\Instances",
+    ),
+    Symptom(
+        "catalog-unsigned",
+        Place.INF,
+        "a catalog that was signed on Linux counts as unsigned on Windows",
+        "osslsigncode was given options that are for images",
+        "sign a .cat without -n, -i, -t and -ac",
+    ),
+)
+
+HYPERV: tuple[Symptom, ...] = (
+    Symptom(
+        "hyperv-credential-invalid",
+        Place.HYPERV,
+        "PowerShell Direct: 'The credential is invalid'",
+        "the guest is still booting, or the password is wrong",
+        "wait until it has booted; if it stays, look at the environment variable or keyring entry of the password",
+        None,
+        r"credential is invalid",
+    ),
+    Symptom(
+        "hyperv-no-rights",
+        Place.HYPERV,
+        "Get-VM: you do not have the required permission",
+        "the user is neither an administrator nor in 'Hyper-V Administrators'",
+        'net localgroup "Hyper-V Administrators" <user> /add, then log on again',
+        None,
+        r"(do not have the required permission|hyper-v administrators)",
+    ),
+    Symptom(
+        "hyperv-no-module",
+        Place.HYPERV,
+        "Get-VM is not recognized",
+        "the PowerShell module Hyper-V is not installed",
+        "Enable-WindowsOptionalFeature -Online -FeatureName Microsoft-Hyper-V -All, then restart the host",
+        None,
+        r"'?Get-VM'? is not recognized",
+    ),
+    Symptom(
+        "hyperv-no-address",
+        Place.HYPERV,
+        "the machine runs but has no address",
+        "its integration services do not answer yet, or the switch changed: the Default Switch has another subnet after"
+        " each start of the host",
+        "use the internal switch that ./inv vm.create makes, with a static address",
+    ),
+    Symptom(
+        "hyperv-production-checkpoint",
+        Place.HYPERV,
+        "a restore boots instead of going on where it was",
+        "the checkpoint is of the type Production, which has no memory",
+        "Set-VM <name> -CheckpointType Standard, then make the checkpoint again",
+    ),
+    Symptom(
+        "hyperv-secure-boot",
+        Place.HYPERV,
+        "bcdedit /set testsigning on: the value is protected by Secure Boot policy",
+        "Secure Boot is on in the machine's firmware",
+        "with the machine off: Set-VMFirmware <name> -EnableSecureBoot Off",
+        None,
+        r"protected by Secure Boot",
+    ),
+)
+
+WINRM: tuple[Symptom, ...] = (
+    Symptom(
+        "winrm-400",
+        Place.WINRM,
+        "HTTP 400 on every call after a while",
+        "the connection with the sealed session was dropped (after about 120 s idle, or by a restart)",
+        "close the session and log on again; the harness does, and the shell survives",
+        400,
+        r"HTTP status 400",
+    ),
+    Symptom(
+        "winrm-401",
+        Place.WINRM,
+        "HTTP 401: the guest refused the user name or password",
+        "the password is wrong, has expired, or the account is locked",
+        "set the right one in the environment variable DOWNLINK_SECRET_<MACHINE>_PASSWORD",
+        401,
+        r"refused the user name or password",
+    ),
+    Symptom(
+        "winrm-500-unencrypted",
+        Place.WINRM,
+        "HTTP 500 without a fault",
+        "WinRM does not take unencrypted messages (AllowUnencrypted is false)",
+        "use the transport 'ntlm', which seals them, or https",
+        500,
+        r"HTTP status 500",
+    ),
+    Symptom(
+        "winrm-public-network",
+        Place.WINRM,
+        "nothing answers on port 5985, although WinRM runs",
+        "the network is public, and the firewall keeps WinRM's rule closed there",
+        f"in the guest: Set-NetConnectionProfile -NetworkCategory Private, or {_FIX}",
+        None,
+        r"(connection .* was lost|refused|timed out).*5985",
+    ),
+    Symptom(
+        "winrm-proxy",
+        Place.WINRM,
+        "another server answers, or HTTP 403 and 502",
+        "HTTP_PROXY or HTTPS_PROXY sends the guest's traffic through a proxy",
+        "unset HTTP_PROXY HTTPS_PROXY, or name the guest in NO_PROXY",
+        None,
+        r"HTTP status (403|502|504)",
+    ),
+    Symptom(
+        "winrm-ntlm-off",
+        Place.WINRM,
+        "NTLM is refused on a new Windows",
+        "a policy blocks NTLM; the next major Windows has it off by default",
+        'use https with the pinned certificate: scheme = "https", transport = "ssl"',
+        None,
+        r"NTLM .*(disabled|blocked|not supported)",
+    ),
+    Symptom(
+        "winrm-second-hop",
+        Place.WINRM,
+        "a share or Windows Update is 'access denied' in a remote command only",
+        "a WinRM logon is a network logon: no second hop, no user keys, no desktop",
+        'run it as a scheduled task: suites = "detached" in harness.toml',
+    ),
+)
+
+FILES: tuple[Symptom, ...] = (
+    Symptom(
+        "sftp-host-key",
+        Place.FILES,
+        "SFTP: the host key is not the pinned one",
+        "the guest was made anew, or something else answers at its address",
+        "take the new key over: ssh-keyscan <host>, then host_key in harness.local.toml",
+        None,
+        r"host key",
+    ),
+    Symptom(
+        "sftp-key-ignored",
+        Place.FILES,
+        "SSH: the key of an administrator is ignored",
+        "administrators' keys are read only from C:\\ProgramData\\ssh\\administrators_authorized_keys, with a strict ACL",
+        'icacls <file> /inheritance:r /grant "Administrators:F" /grant "SYSTEM:F"',
+    ),
+    Symptom(
+        "disk-full",
+        Place.FILES,
+        "There is not enough space on the disk (112, 0x80070070)",
+        "the guest's disk is full: dumps and event traces grow",
+        "in the guest: del C:\\Windows\\MEMORY.DMP, or give the disk more room",
+        0x80070070,
+        r"(not enough space|No space left|0x80070070)",
+    ),
+    Symptom(
+        "file-in-use",
+        Place.FILES,
+        "The process cannot access the file (32, 0x80070020)",
+        "the image belongs to a loaded driver, which cannot be overwritten",
+        "unload it first: fltmc unload; or restore the machine: ./inv vm.restore",
+        0x80070020,
+        r"(used by another process|0x80070020)",
+    ),
+    Symptom(
+        "nul-bytes",
+        Place.FILES,
+        "files that were written just before a bugcheck hold only zero bytes",
+        "they were in the cache and never reached the disk",
+        "flush what matters; the harness streams results to the host",
+    ),
+)
+
+PNPUTIL: tuple[Symptom, ...] = (
+    Symptom(
+        "pnputil-259",
+        Place.PNPUTIL,
+        "pnputil: 259 (ERROR_NO_MORE_ITEMS)",
+        "the same or a newer version of the package is installed",
+        "raise DriverVer, or delete the older package first: pnputil /delete-driver oemNN.inf /uninstall",
+        259,
+        r"\b259\b",
+    ),
+    Symptom(
+        "pnputil-3010",
+        Place.PNPUTIL,
+        "pnputil: 3010 (ERROR_SUCCESS_REBOOT_REQUIRED)",
+        "it is done, but the driver in use is the old one until a restart: it refused to be unloaded",
+        "restart the guest, or restore it: ./inv vm.restore",
+        3010,
+        r"\b3010\b",
+    ),
+    Symptom(
+        "pnputil-1641",
+        Place.PNPUTIL,
+        "pnputil: 1641 (ERROR_SUCCESS_REBOOT_INITIATED)",
+        "it is done, and the guest restarts now",
+        "wait until the guest is back; the harness does",
+        1641,
+        r"\b1641\b",
+    ),
+    Symptom(
+        "pnputil-publisher",
+        Place.PNPUTIL,
+        "pnputil: 0xE0000247 or 0x800B0109, the publisher is not trusted",
+        "the certificate is not in Root and TrustedPublisher of the machine",
+        f"certutil -f -addstore Root <cer>, the same for TrustedPublisher; {_FIX} does both",
+        0x800B0109,
+        r"0x(E0000247|800B0109)",
+    ),
+    Symptom(
+        "pnputil-hash",
+        Place.PNPUTIL,
+        "pnputil: 0xE000024B or 0x800B0100, the hash is not in the catalog",
+        "a file was changed after its catalog had been made, or the catalog is not signed",
+        "build the package again: ./inv clean, then ./inv build",
+        0x800B0100,
+        r"0x(E000024B|800B0100)",
+    ),
+    Symptom(
+        "certificate-expired",
+        Place.PNPUTIL,
+        "0x800B0101 (CERT_E_EXPIRED)",
+        "the certificate is not valid at the time that the guest's clock shows",
+        f"is the clock right? {_FIX}; else remove .cache/signing and build again",
+        0x800B0101,
+        r"0x800B0101",
+    ),
+)
