@@ -68,6 +68,8 @@ class Sftp:
         """Send files; see `Files.put`."""
         started = time.monotonic()
         total = count = 0
+        # Commands may have removed directories since the last call.
+        self._directories.clear()
         for upload in uploads:
             target = sftp_path(upload.target)
             # After a lost connection within one file, what has arrived already counts when it may be resumed.
@@ -85,6 +87,7 @@ class Sftp:
         path = sftp_path(target)
 
         def write(client: paramiko.SFTPClient) -> None:
+            self._directories.clear()
             self._make_directories(client, posixpath.dirname(path))
             with client.open(path + ".part", "wb") as file:
                 file.set_pipelined(True)

@@ -62,7 +62,7 @@ def run_suite(
     boot = guest.boot_identity(deadline)
     gathered = upload.gather(request.root, request.suites, run.path)
     sent = upload.send(guest, gathered, deadline)
-    record.write("uploaded", files=len(gathered.sources), sent=sent)
+    record.write("uploaded", files=len(gathered.sources), sent=sent.sent_files, text=str(sent))
     prefix = f"@{secrets.token_hex(8)} "
     name = f"{run.path.name}-{share.worker}" if share.worker else run.path.name
     with _output(run, share.worker).open("w", encoding="utf-8", newline="\n") as output:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from harness.deployment.plan import GUEST_ROOT
 from harness.remote.guest import Guest
-from harness.remote.sftp import Upload
+from harness.remote.sync import Sync
 from vm.deadline import Deadline
 from vm.errors import ConfigurationError
 
@@ -74,36 +73,11 @@ def hashed(sources: Mapping[PurePosixPath, Path]) -> SuiteFiles:
     return SuiteFiles(sources, digests)
 
 
-def send(guest: Guest, files: SuiteFiles, deadline: Deadline, *, manifest: str = MANIFEST) -> int:
-    """Make the guest have exactly `files`, as far as the manifest knows; returns how many had to be sent.
-
-    What was sent is hashed in the guest. The manifest there is removed first and written last, so that an interrupted
-    upload counts as none.
-    """
-    there = _manifest(guest.read_bytes(manifest, deadline))
-    wanted = {str(name): digest for name, digest in files.digests.items()}
-    changed = [name for name in files.sources if there.get(str(name)) != wanted[str(name)]]
-    stale = [name for name in there if name not in wanted]
-    if not changed and not stale:
-        return 0
-    guest.remove([manifest, *(_guest_path(name) for name in stale)], deadline)
-    guest.put([Upload(files.sources[name], _guest_path(name)) for name in changed], deadline)
-    guest.verify({_guest_path(name): wanted[str(name)] for name in changed}, deadline)
-    guest.put_bytes(json.dumps(wanted, indent=1).encode(), manifest, deadline)
-    return len(changed)
-
-
-def _manifest(content: bytes | None) -> dict[str, str]:
-    """The manifest in the guest; anything but a complete one counts as empty."""
-    try:
-        found = json.loads(content or b"{}")
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def _guest_path(name: PurePosixPath | str) -> str:
-    return str(GUEST_ROOT.joinpath(*PurePosixPath(name).parts))
+def send(guest: Guest, files: SuiteFiles, deadline: Deadline, *, manifest: str = MANIFEST) -> Sync:
+    """Make the guest have exactly `files`, as far as the manifest knows, and say what that took; see `Guest.sync`."""
+    sources = {str(name): path for name, path in files.sources.items()}
+    digests = {str(name): digest for name, digest in files.digests.items()}
+    return guest.sync(sources, str(GUEST_ROOT), deadline, manifest=manifest, digests=digests)
 
 
 def _files(directory: Path) -> Iterator[Path]:

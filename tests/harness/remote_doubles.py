@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+import shutil
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
@@ -22,6 +25,7 @@ from harness.log import Log
 from harness.remote.guest import failure
 from harness.remote.quoting import command_line
 from harness.remote.sftp import Upload
+from harness.remote.sync import Sync, synchronise
 from harness.remote.winrm import CommandResult
 from vm.deadline import Deadline
 from vm.emulated.computer import FilterInformation, InstanceInformation, VolumeInformation
@@ -61,7 +65,15 @@ class ScriptedGuest:
             raise failure(result, self.machine)
         return result
 
-    def put(self, uploads: Iterable[Upload], deadline: Deadline) -> int:
+    def sync(
+        self, files: Mapping[str, Path], root: str, deadline: Deadline, *, manifest: str, **_: Any
+    ) -> Sync:
+        targets = {name: str(PureWindowsPath(root).joinpath(*name.split("/"))) for name in files}
+        size = self.put([Upload(path, targets[name]) for name, path in files.items()], deadline)
+        self.files[manifest] = b"{}"
+        return Sync(len(files), size, size, 0.001, size / 1e3)
+
+    def put(self, uploads: Iterable[Upload], deadline: Deadline, **_: Any) -> int:
         sent = {upload.target: upload.source.read_bytes() for upload in uploads}
         self.files.update(sent)
         return sum(len(content) for content in sent.values())
@@ -81,11 +93,12 @@ class LocalGuest:
         self.drive = drive
         self.boot = "1"
         self.sent: list[str] = []
+        self.log = Log()
         self.on_line: Callable[[str], None] = lambda _: None
 
     def run(
         self,
-        command: Sequence[str],
+        command: Sequence[str] | str,
         *,
         deadline: Deadline,
         check: bool = True,
@@ -93,6 +106,8 @@ class LocalGuest:
         on_output: Callable[[str], None] = lambda _: None,
         **_: Any,
     ) -> CommandResult:
+        if isinstance(command, str):
+            return self._unpack(command)
         assert command[0] == "python"
         began = time.monotonic()
         process = subprocess.Popen(
@@ -119,11 +134,32 @@ class LocalGuest:
     def path(self, windows: str) -> Path:
         return self.drive.joinpath(*PureWindowsPath(windows).parts[1:])
 
-    def put(self, uploads: Iterable[Upload], deadline: Deadline) -> int:
+    def sync(
+        self, files: Mapping[str, Path], root: str, deadline: Deadline, *, manifest: str, **options: Any
+    ) -> Sync:
+        return synchronise(self, files, root, deadline, manifest=manifest, **options)  # type: ignore[arg-type]
+
+    def size(self, path: str, deadline: Deadline) -> int | None:
+        found = self.path(path)
+        return found.stat().st_size if found.exists() else None
+
+    def put(self, uploads: Iterable[Upload], deadline: Deadline, *, resume: bool = False) -> int:
+        total = 0
         for upload in uploads:
-            self.put_bytes(upload.source.read_bytes(), upload.target, deadline)
-            self.sent.append(upload.target)
-        return 0
+            content = upload.source.read_bytes()
+            self.put_bytes(content, upload.target, deadline)
+            total += len(content)
+        return total
+
+    def _unpack(self, line: str) -> CommandResult:
+        """The one line of cmd.exe that a synchronisation needs: unpack an archive, remove its directory."""
+        found = re.fullmatch(r"\S+tar\.exe -xf (\S+) -C (\S+) && rmdir /s /q (\S+)", line)
+        assert found, line
+        with tarfile.open(self.path(found[1])) as archive:
+            archive.extractall(self.path(found[2]), filter="data")
+            self.sent += [f"{found[2]}\\{name}".replace("/", "\\") for name in archive.getnames()]
+        shutil.rmtree(self.path(found[3]))
+        return CommandResult(line, 0, "", "", 0.001)
 
     def put_bytes(self, content: bytes, target: str, deadline: Deadline) -> None:
         self.path(target).parent.mkdir(parents=True, exist_ok=True)

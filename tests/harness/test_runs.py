@@ -291,7 +291,7 @@ def test_events_lost_with_the_connection_are_filled_in_from_the_guests_file(
     original = sample.guest.run
 
     def deaf(command, **options):  # type: ignore[no-untyped-def]
-        heard = options["on_output"]
+        heard = options.get("on_output", lambda _: None)
         options["on_output"] = lambda text: (
             heard(text) if "test_b" not in text or "collected" in text else None
         )
@@ -344,7 +344,7 @@ def test_an_upload_that_breaks_off_leaves_no_manifest_that_vouches_for_it(
     (sample.suites / "test_sample.py").write_text("def test_b(): pass\n", encoding="utf-8")
     put = sample.guest.put
 
-    def break_off(*_: object) -> int:
+    def break_off(*_: object, **__: object) -> int:
         raise ConnectionLostError("the connection was lost")
 
     sample.guest.put = break_off  # type: ignore[method-assign]
