@@ -212,6 +212,9 @@ class Machine:
         self.processes: list[tuple[str, ProcessInformation]] = []
         self.settings = settings_for(directory, **changes)
         self.rebooted = threading.Event()
+        self.bugchecks: list[tuple[int, tuple[int, int, int, int], str]] = []
+        self.moved: list[tuple[int, int]] = []
+        """The ports after each change of them."""
         self.face = GuestFace(
             lambda: self.computers[-1],
             directory / "c",
@@ -219,6 +222,8 @@ class Machine:
             self.settings,
             client_environment=lambda: {"DOWNLINK_EMULATED": "127.0.0.1:1:token"},
             on_new_boot=self._new_boot,
+            on_bugcheck_requested=lambda *bugcheck: self.bugchecks.append(bugcheck),
+            on_address_changed=lambda: self.moved.append((self.face.winrm_port, self.face.ssh_port)),
             on_process_started=lambda process: self.processes.append(("started", process)),
             on_process_ended=lambda process: self.processes.append(("ended", process)),
         )

@@ -62,6 +62,8 @@ class SftpServer:
         """Present a new host key; `host_key` still says the old one, which clients have pinned."""
         self._shown = self._key
         self._key = _new_host_key()
+        if self._server:
+            self._server.key = self._key
 
     def move(self) -> None:
         """Close, and listen on another port that is free; suspended until `resume`."""

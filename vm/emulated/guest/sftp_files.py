@@ -58,6 +58,7 @@ class SftpFiles(SFTPServerInterface):
         self._home = home
         self._chaos = chaos
         self._cut = cut
+        self._ended = False
 
     def canonicalize(self, path: str) -> str:
         """realpath: "/C:/dir/name", relative paths from the user's home."""
@@ -148,10 +149,14 @@ class SftpFiles(SFTPServerInterface):
 
     def _admit(self, size: int) -> int:
         """How many of so many bytes are to be written; OSError if none can be."""
+        if self._ended:
+            # What the client had sent before the cut is still read; nothing of it may reach the disk.
+            raise ConnectionAbortedError(errno.ECONNABORTED, "the connection closes")
         self._drive.charge(size)
         try:
             return self._chaos.on_upload(size)
         except ConnectionAbortedError:
+            self._ended = True
             self._cut()
             raise
 

@@ -157,7 +157,7 @@ class PasswordRefused(Fault):
     habit = ALWAYS
 
     def refuses_logon(self, server: str) -> bool:
-        return self.strikes(server)
+        return server in ("winrm", "ssh") and self.strikes(server)
 
 
 class LogonRefusedEarly(Fault):

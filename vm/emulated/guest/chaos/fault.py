@@ -156,7 +156,7 @@ class Fault:
         return False
 
     def refuses_logon(self, server: str) -> bool:
-        """True if the right password is refused."""
+        """True if "winrm" or "ssh" refuses the right password, or "ntlm" the first token of a logon."""
         return False
 
     def on_request(self) -> None:

@@ -13,6 +13,10 @@ def bcdedit(call: Invocation) -> int:
         return _enumerate(call, words[1:])
     if words[0] in ("/set", "/deletevalue"):
         rest = [word for word in words[1:] if word not in ("{current}", "{default}")]
+        if "testsigning" in rest and boot.secure_boot_on(call.guest.registry):
+            call.out("An error has occurred setting the element data.")
+            call.out("The value is protected by Secure Boot policy and cannot be modified or deleted.")
+            return 1
         if words[0] == "/deletevalue" and rest == ["testsigning"]:
             boot.set_testsigning(call.guest.registry, on=False)
         elif words[0] == "/set" and len(rest) == 2 and rest[0] == "testsigning":

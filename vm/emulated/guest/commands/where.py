@@ -12,6 +12,7 @@ def where(call: Invocation) -> int:
     # The catalog holds this command; importing it at the top would be a circle.
     from vm.emulated.guest.commands.catalog import PROGRAMS, PYTHON, SYSTEM32
 
+    missing = call.guest.chaos.program_missing
     quiet = "/q" in {word.casefold() for word in call.arguments}
     names = [word for word in call.arguments if not word.startswith("/")]
     code = 0 if names else 2
@@ -19,9 +20,10 @@ def where(call: Invocation) -> int:
         found = [str(path) for path in _here(call, name)]
         folded = name.casefold()
         for program in PROGRAMS:
-            if folded in (program, program.rpartition(".")[0]):
+            if folded in (program, program.rpartition(".")[0]) and not missing(program):
                 found.append(f"{SYSTEM32}\\{program}")
-        if folded in ("python", "python.exe") and interpreter(call.guest.drive.root).exists():
+        there = interpreter(call.guest.drive.root).exists() and not missing("python.exe")
+        if folded in ("python", "python.exe") and there:
             found.append(f"{PYTHON}\\python.exe")
         if not found:
             code = 1
