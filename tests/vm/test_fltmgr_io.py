@@ -821,6 +821,34 @@ def test_sharing_rights_and_bad_handles_are_refused(lab: FilterLab) -> None:
     assert lab.set(reader, n.FileDispositionInformation, b"\1") == STATUS_ACCESS_DENIED
 
 
+@pytest.mark.parametrize(
+    ("kind", "data"),
+    [
+        (n.FileEndOfFileInformation, bytes(8)),
+        (n.FileAllocationInformation, bytes(8)),
+        (n.FileBasicInformation, bytes(40)),
+        (n.FileRenameInformation, rename_data("b.txt")),
+        (n.FileDispositionInformationEx, bytes(4)),
+        (None, b""),
+    ],
+)
+def test_what_a_handle_may_not_do_is_refused_before_a_filter_sees_it(
+    lab: FilterLab, kind: int | None, data: bytes
+) -> None:
+    lab.close(lab.open(r"D:\a.txt"))
+    reader = lab.open(r"D:\a.txt", access=n.FILE_GENERIC_READ)
+    majors = (n.IRP_MJ_CREATE, n.IRP_MJ_WRITE, n.IRP_MJ_SET_INFORMATION, n.IRP_MJ_SET_SECURITY)
+    lab.filter(dict.fromkeys(majors, recorder(lab)))
+    if kind is not None:
+        assert lab.set(reader, kind, data) == STATUS_ACCESS_DENIED
+    else:
+        null_dacl = bytes.fromhex("0100048000000000000000000000000000000000")
+        status, _ = lab.service("set_security", handle=reader, information=4, descriptor=null_dacl)
+        assert status == STATUS_ACCESS_DENIED
+        assert lab.write(reader, b"x") == STATUS_ACCESS_DENIED
+    assert lab.events == []
+
+
 def test_a_directory_is_listed_in_order_with_its_own_entries_first(lab: FilterLab) -> None:
     lab.mkdir(r"D:\dir")
     for name in ("b.txt", "A.txt", "c.log"):
