@@ -129,19 +129,23 @@ def test_two_paths_that_do_not_fit_together_share_the_room(listen, deep, scratch
 
 
 @pytest.mark.fact("N3")
-def test_a_short_path_leaves_its_room_to_the_long_one(listen, deep, scratch):
+@pytest.mark.parametrize("short_first", [True, False], ids=["short to long", "long to short"])
+def test_a_short_path_leaves_its_room_to_the_long_one(listen, deep, scratch, short_first):
     whole = room_in_message(MESSAGE_BYTES_MINIMUM)
-    long = scratch.path + deep(whole - 60)
-    files.create(long)
+    long = deep(whole - 60)
+    paths = [scratch / "s", scratch.path + long]
+    expected = [scratch.device("s"), scratch.device_path + long]
+    if not short_first:
+        paths.reverse()
+    files.create(paths[0])
     listener = listen(event_mask=Kind.FILE_RENAMED.bit, message_bytes=MESSAGE_BYTES_MINIMUM)
-    short = scratch / "s"
-    files.rename(long, short)
+    files.rename(*paths)
     record = listener.next()
-    device = scratch.device_path + long.removeprefix(scratch.path)
-    left = whole - len(scratch.device("s"))
-    assert left > whole // 2, "the scratch directory's own name is too long for this test"
-    assert (record.path, record.second_path) == (device[:left], scratch.device("s"))
-    assert bool(record.flags & RecordFlag.PATH_TRUNCATED) == (left < len(device))
+    left = whole - len(expected[0])
+    assert whole // 2 < left < len(expected[1]), "the scratch directory's own name does not suit this test"
+    expected[1] = expected[1][:left]
+    assert [record.path, record.second_path] == (expected if short_first else expected[::-1])
+    assert record.flags & RecordFlag.PATH_TRUNCATED
 
 
 @pytest.mark.fact("N3")
@@ -163,11 +167,12 @@ def test_a_cut_path_cuts_nobody_else_s(listen, deep, scratch):
 def test_a_prefix_is_compared_with_the_whole_path_also_where_the_record_cuts_it(listen, deep, scratch):
     inside = deep(room_in_message(MESSAGE_BYTES_MINIMUM) + 200)
     expected = scratch.device_path + inside
+    files.create(scratch.path + inside)
     listener = listen(event_mask=OPENED, message_bytes=MESSAGE_BYTES_MINIMUM, path_prefix=expected)
     files.create(scratch.path + inside[:-1])
-    files.create(scratch.path + inside)
+    files.open_file(scratch.path + inside).close()
     record = listener.next()
-    assert record.sequence == 1
+    assert (record.sequence, record.detail) == (1, files.OPENED)
     assert expected.startswith(record.path)
     assert record.flags & RecordFlag.PATH_TRUNCATED
 
