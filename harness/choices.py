@@ -56,7 +56,7 @@ def timed(
 
 def plan_for(driver: DriverConfig, machine: Machine) -> Plan:
     """How `driver` is installed on `machine`."""
-    return Plan.of(driver)
+    return Plan.of(driver, machine.abilities.deployment)
 
 
 def where(address: GuestAddress) -> str:

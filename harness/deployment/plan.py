@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from pathlib import PureWindowsPath
 
 from harness.config import DriverConfig
+from vm import inf
 from vm.errors import GuestError
+from vm.machine import DeploymentMode
 
 GUEST_ROOT = PureWindowsPath(r"C:\Downlink")
 PACKAGE_DIRECTORY = GUEST_ROOT / "package"
@@ -15,18 +17,38 @@ DRIVERS_DIRECTORY = PureWindowsPath(r"C:\Windows\System32\drivers")
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Under which names the driver is installed, and how long an unload may take before it counts as hung."""
+    """Under which names the driver is installed, in which way, and how long things may take.
+
+    Attributes:
+        mode: how this deployment installs; what the other mode has left behind is removed all the same.
+        inf: name of the driver's INF, by which the driver store knows its packages.
+        provider: who provides it according to its INF; None = packages of any provider count.
+        unload_seconds: an unload that takes longer counts as hung.
+        race_seconds: how long Windows may take to forget a service that was deleted or an image that was unloaded.
+    """
 
     service: str
     instance: str
     altitude: str
     load_order_group: str
     unload_seconds: float = 30
+    mode: DeploymentMode = DeploymentMode.SERVICE
+    inf: str = ""
+    provider: str | None = None
+    race_seconds: float = 15
 
     @classmethod
-    def of(cls, driver: DriverConfig) -> Plan:
-        """The plan for a driver of `harness.toml`."""
-        return cls(driver.service, driver.instance, driver.altitude, driver.load_order_group)
+    def of(cls, driver: DriverConfig, mode: DeploymentMode = DeploymentMode.SERVICE) -> Plan:
+        """The plan for a driver of `harness.toml`, in the way in which a machine wants it installed."""
+        return cls(
+            driver.service,
+            driver.instance,
+            driver.altitude,
+            driver.load_order_group,
+            mode=mode,
+            inf=driver.inf.name,
+            provider=_provider(driver),
+        )
 
     @property
     def service_key(self) -> str:
@@ -56,3 +78,12 @@ class Deployment:
 
 class UnloadError(GuestError):
     """An older driver could not be unloaded: the machine must be restored before it is used again."""
+
+
+def _provider(driver: DriverConfig) -> str | None:
+    try:
+        content = driver.inf.read_bytes()
+    except OSError:
+        return None
+    version = inf.read(content).section("Version")
+    return (version.text("Provider") or None) if version else None

@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
 from harness.log import Log
+from harness.remote.channels import ContentError
 from harness.remote.guest import failure
 from harness.remote.quoting import command_line
 from harness.remote.sftp import Upload
@@ -30,7 +31,7 @@ from harness.remote.winrm import CommandResult
 from vm.deadline import Deadline
 from vm.emulated.computer import FilterInformation, InstanceInformation, VolumeInformation
 from vm.emulated.registry import Registry
-from vm.errors import GuestError, MachineError
+from vm.errors import MachineError
 from vm.machine import Abilities, Condition, Credentials, GuestAddress, MachineState
 
 Answer = tuple[int, str]
@@ -80,8 +81,21 @@ class ScriptedGuest:
 
     def verify(self, digests: Mapping[str, str], deadline: Deadline) -> None:
         for path, digest in digests.items():
-            if hashlib.sha256(self.files[path]).hexdigest() != digest:
-                raise GuestError(f"'{path}' differs", machine=self.machine)
+            if path not in self.files or hashlib.sha256(self.files[path]).hexdigest() != digest:
+                raise ContentError(f"'{path}' differs", machine=self.machine)
+
+    def remove(self, paths: Iterable[str], deadline: Deadline) -> None:
+        for path in paths:
+            self.files.pop(path, None)
+
+    def size(self, path: str, deadline: Deadline) -> int | None:
+        return len(self.files[path]) if path in self.files else None
+
+    def read_bytes(
+        self, source: str, deadline: Deadline, *, offset: int = 0, limit: int | None = None
+    ) -> bytes | None:
+        content = self.files.get(source)
+        return None if content is None else content[offset : None if limit is None else offset + limit]
 
 
 class LocalGuest:

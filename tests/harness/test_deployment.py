@@ -15,7 +15,7 @@ from tests.harness.remote_doubles import Answer, ScriptedGuest, sample_package
 from vm.deadline import Deadline
 from vm.errors import DeadlineExceededError, GuestError, PackageError
 
-PLAN = Plan("Sample", "Sample Instance", "370001.5", "FSFilter Activity Monitor")
+PLAN = Plan("Sample", "Sample Instance", "370001.5", "FSFilter Activity Monitor", race_seconds=0.3)
 INSTANCES = """
 Volume Name                              Altitude        Instance Name       Frame   SprtFtrs  VlStatus
 -------------------------------------  ------------  ----------------------  -----   --------  --------
@@ -135,20 +135,58 @@ def test_a_guest_without_test_signing_is_refused_before_anything_is_changed(
 
 
 def test_a_running_older_driver_is_unloaded_then_deleted_then_waited_for(package: Package) -> None:
+    key = "reg query HKLM\\SYSTEM\\CurrentControlSet\\Services\\Sample"
     answers = iter([(0, "still there"), (0, "still there"), (1, "")])
-    guest = healthy(sc_query=RUNNING, reg_query=lambda _: next(answers))
+    guest = healthy(sc_query=RUNNING, reg_query=lambda line: next(answers) if line == key else (1, ""))
 
     steps = deploy(guest, package, PLAN, soon()).steps  # type: ignore[arg-type]
 
-    order = [
-        line
-        for line in guest.commands
-        if line.startswith(("fltmc unload", "sc delete", "reg query", "sc create"))
-    ]
-    assert order[:2] == ["fltmc unload Sample", "sc delete Sample"]
-    assert [line.split()[0] for line in order[2:5]] == ["reg", "reg", "reg"]
+    watched = ("fltmc unload", "sc delete", "sc create", key)
+    order = [line for line in guest.commands if line.startswith(watched) and not line.endswith("ImagePath")]
+    assert order[:5] == ["fltmc unload Sample", "sc delete Sample", key, key, key]
     assert order[5].startswith("sc create Sample")
-    assert steps[2].changed
+    assert steps[2].changed and steps[2].detail == "unloaded, service deleted"
+
+
+def test_a_service_that_is_still_marked_for_deletion_is_waited_for(package: Package) -> None:
+    answers = iter([(1072, "marked for deletion"), (1072, "marked for deletion"), (0, "")])
+    guest = healthy(sc_create=lambda _: next(answers))
+
+    deploy(guest, package, PLAN, soon())  # type: ignore[arg-type]
+
+    assert sum(line.startswith("sc create") for line in guest.commands) == 3
+
+
+def test_a_service_that_stays_marked_for_deletion_is_the_error_that_is_told(package: Package) -> None:
+    guest = healthy(sc_create=(1072, "The specified service has been marked for deletion."))
+
+    with pytest.raises(GuestError, match=r"returned 1072: .*marked for deletion"):
+        deploy(guest, package, PLAN, soon())  # type: ignore[arg-type]
+
+
+def test_an_image_that_is_still_referenced_is_waited_for(package: Package) -> None:
+    answers = iter([(1, "Load failed with error: 0x80070420"), (0, "")])
+    guest = healthy(fltmc_load=lambda _: next(answers))
+
+    deploy(guest, package, PLAN, soon())  # type: ignore[arg-type]
+
+    assert guest.commands.count("fltmc load Sample") == 2
+
+
+def test_a_driver_that_stays_loaded_is_the_error_that_is_told(package: Package) -> None:
+    guest = healthy(fltmc_load=(1, "Load failed with error: 0x80070420"))
+
+    with pytest.raises(GuestError, match="the driver is loaded already"):
+        deploy(guest, package, PLAN, soon())  # type: ignore[arg-type]
+
+
+def test_any_other_failure_of_a_load_is_told_at_once(package: Package) -> None:
+    guest = healthy(fltmc_load=(1, "Load failed with error: 0x80070241"))
+
+    with pytest.raises(GuestError):
+        deploy(guest, package, PLAN, soon())  # type: ignore[arg-type]
+
+    assert guest.commands.count("fltmc load Sample") == 1
 
 
 def test_a_refused_unload_is_never_tried_again_and_asks_for_a_restore(package: Package) -> None:
