@@ -1,7 +1,8 @@
-"""The SSH server of the guest: SFTP only, password logon, a fresh ed25519 host key at every start."""
+"""The SSH server of the guest: SFTP only, logon by password or key, a fresh ed25519 host key at every start."""
 
 from __future__ import annotations
 
+import base64
 import hmac
 import io
 import logging
@@ -23,7 +24,7 @@ from paramiko.common import (
 
 from vm.emulated.guest.chaos.plan import Chaos
 from vm.emulated.guest.connections import Connections
-from vm.emulated.guest.drive import Drive
+from vm.emulated.guest.drive import Drive, WindowsPathError
 from vm.emulated.guest.settings import GuestSettings
 from vm.emulated.guest.sftp_files import SftpFiles
 from vm.errors import MachineError
@@ -31,6 +32,7 @@ from vm.errors import MachineError
 log = logging.getLogger(__name__)
 
 _VERSION = "SSH-2.0-OpenSSH_for_Windows_9.5"
+ADMINISTRATORS_KEYS = "C:\\ProgramData\\ssh\\administrators_authorized_keys"
 _STOP_DEADLINE_SECONDS = 10.0
 _AUTHENTICATION_SECONDS = 60.0
 
@@ -168,7 +170,7 @@ class _Connection(socketserver.BaseRequestHandler):
             transport.close,
         )
         try:
-            transport.start_server(server=_Logon(self.server.settings, self.server.chaos))
+            transport.start_server(server=_Logon(self.server.settings, self.server.chaos, self.server.drive))
             transport.join()
         except (paramiko.SSHException, EOFError, OSError) as error:
             log.debug("an SSH connection ended: %s", error)
@@ -177,19 +179,43 @@ class _Connection(socketserver.BaseRequestHandler):
 
 
 class _Logon(paramiko.ServerInterface):
-    def __init__(self, settings: GuestSettings, chaos: Chaos) -> None:
+    def __init__(self, settings: GuestSettings, chaos: Chaos, drive: Drive) -> None:
         self._settings = settings
         self._chaos = chaos
+        self._drive = drive
 
     def get_allowed_auths(self, username: str) -> str:
-        return "password"
+        return "publickey,password"
+
+    def check_auth_publickey(self, username: str, key: paramiko.PKey) -> int:
+        if self._is_known(username) and not self._chaos.refuses_logon("ssh") and key in self._authorized():
+            return AUTH_SUCCESSFUL
+        return AUTH_FAILED
 
     def check_auth_password(self, username: str, password: str) -> int:
-        known = hmac.compare_digest(username.casefold().encode(), self._settings.username.casefold().encode())
+        known = self._is_known(username)
         right = hmac.compare_digest(password.encode(), self._settings.password.encode())
         if known and right and not self._chaos.refuses_logon("ssh"):
             return AUTH_SUCCESSFUL
         return AUTH_FAILED
+
+    def _is_known(self, username: str) -> bool:
+        return hmac.compare_digest(username.casefold().encode(), self._settings.username.casefold().encode())
+
+    def _authorized(self) -> list[paramiko.PKey]:
+        """Keys of administrators: Win32-OpenSSH looks for them in this one file only (windows-lab.md B)."""
+        keys: list[paramiko.PKey] = []
+        try:
+            text = self._drive.existing(ADMINISTRATORS_KEYS).read_text(encoding="utf-8", errors="replace")
+        except (WindowsPathError, OSError):
+            return keys
+        for line in text.splitlines():
+            kind, _, rest = line.strip().partition(" ")
+            try:
+                keys.append(paramiko.PKey.from_type_string(kind, base64.b64decode(rest.split(" ")[0])))
+            except (paramiko.SSHException, paramiko.pkey.UnknownKeyType, ValueError):
+                log.debug("a line of '%s' holds no key", ADMINISTRATORS_KEYS)
+        return keys
 
     def check_channel_request(self, kind: str, chanid: int) -> int:
         if kind == "session":
