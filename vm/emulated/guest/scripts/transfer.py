@@ -25,6 +25,7 @@ def receive_file(call: ScriptCall) -> object:
         break_hard_link(part)
         with part.open("ab" if call.switch("Append") else "wb") as file:
             while data := call.invocation.stdin.read(_CHUNK_BYTES):
+                drive.charge(len(data))
                 file.write(data)
         arrived = part.stat().st_size
         if arrived > length:
