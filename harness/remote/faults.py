@@ -119,8 +119,34 @@ NOT_TLS = RemoteFailure(
     " it",
     pattern="does not answer with TLS",
 )
-CONNECTION_FAILURES: tuple[RemoteFailure, ...] = (PINNED, EXPIRED, NOT_TLS)
+NO_NTLM = RemoteFailure(
+    "NTLM is switched off in the guest, as newer versions of Windows have it",
+    'use HTTPS: scheme = "https" with the transport "basic" and the pinned certificate',
+    pattern="does not accept NTLM",
+)
+CONNECTION_FAILURES: tuple[RemoteFailure, ...] = (PINNED, EXPIRED, NOT_TLS, NO_NTLM)
 """Failures before WinRM says anything."""
+
+STATUSES: Mapping[int, RemoteFailure] = MappingProxyType(
+    {
+        404: RemoteFailure(
+            "nothing in the guest serves WinRM at this port",
+            "in the guest: Enable-PSRemoting -SkipNetworkProfileCheck -Force",
+            pattern="HTTP status 404",
+        ),
+        500: RemoteFailure(
+            "unencrypted messages are refused by default",
+            "use the transport 'ntlm'",
+            pattern="HTTP status 500",
+        ),
+        503: RemoteFailure(
+            "the WinRM service does not run, or has too much to do",
+            "wait until the guest has booted, or in the guest: Restart-Service WinRM",
+            pattern="HTTP status 503",
+        ),
+    }
+)
+"""Answers of the web server in front of WinRM."""
 
 _BY_CODE: Mapping[int, RemoteFailure] = MappingProxyType(
     {failure.code: failure for failure in FAILURES if failure.code is not None}
@@ -207,12 +233,16 @@ def translate(error: BaseException, doing: str, *, machine: str, where: str) -> 
             machine=machine,
         )
     if isinstance(error, WinRMTransportError):
+        known = STATUSES.get(error.code)
         return GuestError(
             f"WinRM in the guest answered with HTTP status {error.code} while {doing}",
-            hint="unencrypted messages are refused by default: use the transport 'ntlm'"
-            if error.code == 500
-            else None,
+            hint=f"{known.cause}: {known.cure}" if known else None,
             machine=machine,
+        )
+    if isinstance(error, PermissionError):
+        # What requests_ntlm raises when there is no challenge.
+        return LogonError(
+            f"the guest does not accept NTLM, seen while {doing}", hint=NO_NTLM.cure, machine=machine
         )
     if isinstance(error, requests.exceptions.SSLError):
         return _refused_by_tls(error, doing, machine, where)

@@ -253,10 +253,10 @@ class _Collected:
 
     @property
     def errors(self) -> str:
-        return self._errors.decode("utf-8", errors="replace")
+        return self._errors.decode("utf-8-sig", errors="replace")
 
     def take_output(self, pipe: IO[bytes]) -> None:
-        decode = codecs.getincrementaldecoder("utf-8")(errors="replace").decode
+        decode = codecs.getincrementaldecoder("utf-8-sig")(errors="replace").decode
         with pipe:
             while piece := os.read(pipe.fileno(), _PIECE_BYTES):
                 self._take(decode(piece))

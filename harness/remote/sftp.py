@@ -36,6 +36,20 @@ PREFETCH_REQUESTS = 64
 PACKET_BYTES = 32768
 """What paramiko writes at once; Win32-OpenSSH has a bug above 100 kB."""
 
+_RSA_SIGNATURES = ("rsa-sha2-512", "rsa-sha2-256")
+
+_HINTS = (
+    ("bytes arrived", "make room on the guest's C:"),
+    (
+        "protocol banner",
+        "does sshd run in the guest (Get-Service sshd)? Without 'ssh_port' files go through WinRM, which is slower",
+    ),
+    ("Connection refused", "does sshd run in the guest, and does its firewall let it be reached?"),
+    ("Permission denied", "the user has to be an administrator of the guest"),
+    ("Failure", "a process in the guest may have the file open, or its disk is full"),
+)
+"""What helps, by what SSH or the operating system says."""
+
 _FAILURES = (OSError, paramiko.SSHException, EOFError)
 _T = TypeVar("_T")
 
@@ -191,7 +205,7 @@ class Sftp:
                 file.seek(begin)
                 self._write(file, source, upload.target, deadline)
         if (arrived := _size(client, part)) != size:
-            raise OSError(f"{arrived} of {size} bytes arrived; is the guest's disk full?")
+            raise OSError(f"{arrived} of {size} bytes arrived")
         client.posix_rename(part, target)
         return size - begin
 
@@ -245,7 +259,9 @@ class Sftp:
             kind, _, key = (address.host_key or "").partition(" ")
             if key:
                 options: Any = self._transport.get_security_options()
-                options.key_types = [kind]
+                # An RSA key is one kind of key and signs in several ways; the oldest (SHA-1) is not wanted.
+                ways = _RSA_SIGNATURES if kind == "ssh-rsa" else (kind,)
+                options.key_types = [way for way in ways if way in options.key_types] or options.key_types
             self._transport.start_client(timeout=seconds)
             self._check_host_key(self._transport, kind, key)
             if key_file is not None:
@@ -269,9 +285,9 @@ class Sftp:
             return paramiko.PKey.from_path(path)
         except OSError as error:
             reason = error.strerror or str(error)
-        except paramiko.PasswordRequiredException:
+        except (paramiko.PasswordRequiredException, TypeError):
             reason = "it is protected by a passphrase"
-        except (paramiko.SSHException, ValueError):
+        except (paramiko.SSHException, paramiko.pkey.UnknownKeyType, ValueError):
             reason = "it holds no private key"
         raise GuestError(
             f"the private key '{path}' cannot be used: {reason}",
@@ -321,7 +337,7 @@ class Sftp:
                 f"the guest did not answer in time while {doing}", machine=self._machine
             )
         reason = getattr(error, "strerror", None) or str(error) or "the connection was closed"
-        return GuestError(f"SFTP failed while {doing}: {reason}", machine=self._machine)
+        return GuestError(f"SFTP failed while {doing}: {reason}", hint=_hint(reason), machine=self._machine)
 
     def _disconnect(self) -> None:
         self._directories.clear()
@@ -332,6 +348,10 @@ class Sftp:
                 # A guest that went down cannot be told good-bye.
                 with suppress(OSError, EOFError, paramiko.SSHException):
                     part.close()
+
+
+def _hint(reason: str) -> str | None:
+    return next((hint for words, hint in _HINTS if words in reason), None)
 
 
 def sftp_path(path: str) -> str:

@@ -321,7 +321,7 @@ class WinRm:
         keep_output: bool,
     ) -> CommandResult:
         started = time.monotonic()
-        decode = codecs.getincrementaldecoder("utf-8")(errors="replace").decode
+        decode = codecs.getincrementaldecoder("utf-8-sig")(errors="replace").decode
         output: list[str] = []
         errors = bytearray()
         while True:
@@ -354,7 +354,7 @@ class WinRm:
                     command=line,
                     exit_code=code & 0xFFFFFFFF,
                     stdout="".join(output),
-                    stderr=errors.decode("utf-8", errors="replace"),
+                    stderr=errors.decode("utf-8-sig", errors="replace"),
                     seconds=time.monotonic() - started,
                 )
                 self._log.write(

@@ -13,17 +13,18 @@ import tarfile
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from harness.log import Log
-from harness.remote.channels import Commands, Upload, parent_of, safe_name, transfer
+from harness.remote.channels import CommandResult, Commands, Upload, parent_of, safe_name, transfer
 from harness.remote.faults import ConnectionLostError, ShellGoneError
 from harness.remote.quoting import COMMAND_LINE_CHARACTERS, quotable, quote
 from harness.remote.scripts import NO_SUCH_FILE, SCRIPTS, SOURCES, script_line, script_path
 from harness.remote.sync import TAR
 from vm.deadline import Deadline
-from vm.errors import GuestError
+from vm.errors import DeadlineExceededError, GuestError
 from vm.powershell.script import ParameterValue, Script, ScriptError, answer
 
 RECEIVE = Script(SOURCES / "Receive-File.ps1")
@@ -31,6 +32,8 @@ READ = Script(SOURCES / "Read-File.ps1")
 
 PIECE_BYTES = 4 << 20
 """What one call of Read-File.ps1 brings: large against PowerShell's start, small against its memory."""
+
+CLEANUP_SECONDS = 10
 
 _HINTS = {
     "disk-full": "make room on the guest's C:",
@@ -112,13 +115,14 @@ class WinRmFiles:
         try:
             if result.exit_code:
                 raise GuestError(
-                    f"'{source}' could not be packed in the guest: {result.output.strip()[-200:]}",
+                    f"'{source}' could not be packed in the guest{_last_line(result)}",
                     exit_code=result.exit_code,
                     machine=self._machine,
                 )
             content = self.read_bytes(packed, deadline) or b""
         finally:
-            self.remove([packed], deadline)
+            with suppress(GuestError, DeadlineExceededError):
+                self.remove([packed], Deadline.after(seconds=CLEANUP_SECONDS))
         fetched = self._unpacked(content, target)
         size = sum(path.stat().st_size for path in fetched)
         self._log.write(transfer("fetched", len(fetched), size, time.monotonic() - started))
@@ -224,7 +228,7 @@ class WinRmFiles:
             result = self._commands.run(line, deadline=deadline, stdin=stdin)
         if self._digest(path, deadline) != digest:
             raise GuestError(
-                f"the guest did not take the script '{PureWindowsPath(path).name}': {result.output.strip()[-200:]}",
+                f"the script '{PureWindowsPath(path).name}' arrived damaged in the guest{_last_line(result)}",
                 hint="is there room on its C:, and is the user an administrator?",
                 machine=self._machine,
             )
@@ -261,6 +265,12 @@ class WinRmFiles:
         if not quotable(path):
             raise GuestError(f"{path!r} cannot be a path in the guest", machine=self._machine)
         return quote(path)
+
+
+def _last_line(result: CommandResult) -> str:
+    """What a command said last, to follow a sentence."""
+    said = result.output.strip().splitlines()
+    return f": {said[-1].strip()}" if said else ""
 
 
 def _lines(content: bytes) -> bytes:
