@@ -268,15 +268,6 @@ def testsigning(_: Context) -> None:
 
 
 @task()
-def matrix(_: Context) -> None:
-    """Hand the machines of ci/lab.toml to the pipeline, one job each."""
-    from harness.ci import lab, systems
-    from harness.console import Console
-
-    lab.tell(Console(), systems.detect(), lab.load(ROOT))
-
-
-@task()
 def scripts(_: Context) -> int:
     """Look at every PowerShell file with PowerShell's parser and PSScriptAnalyzer; on Windows."""
     from harness.ci import scripts as looking
@@ -325,4 +316,4 @@ def _builder(
 
 ns = Collection(build, deploy, test, listen, facts, check, doctor, bench, clean)
 ns.add_collection(Collection("vm", create, start, stop, restore, shell))
-ns.add_collection(Collection("ci", testsigning, matrix, scripts, wdk))
+ns.add_collection(Collection("ci", testsigning, scripts, wdk))

@@ -86,6 +86,10 @@ def tell(console: Console, system: System | None, pins: Iterable[Pin]) -> None:
     for name, value in (("newer", "true" if newer else "false"), ("versions", "-".join(newer))):
         for line in system.output(name, value):
             console.line(line)
+    for pin in found:
+        if pin.newer:
+            message = f"{pin.version} is pinned, {pin.newer} is published"
+            console.line(system.annotation(Annotation(Level.WARNING, "a newer WDK", message, pin.file)))
     for line in sorted({pin.newer_line for pin in found if pin.newer_line}):
         message = f"{line} is published; it belongs to another Visual Studio, so it is not taken by itself"
         console.line(system.annotation(Annotation(Level.NOTICE, "a new line of the WDK", message)))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import re
 import shutil
 from pathlib import Path
@@ -11,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from harness import ci, config
-from harness.ci import lab, markdown, report, scripts, systems, testsigning, wdk
+from harness.ci import markdown, report, scripts, systems, testsigning, wdk
 from harness.ci.systems import Annotation, Azure, GitHub, Level
 from harness.console import Console
 from harness.runs import directory
@@ -408,40 +407,6 @@ def test_a_load_test_that_is_skipped_says_why() -> None:
 
     assert "##vso[task.setvariable variable=testsigning;isoutput=true]false" in out.getvalue()
     assert "##vso[task.logissue type=warning]load test skipped: this is not Windows" in out.getvalue()
-
-
-def test_the_matrix_has_a_job_per_machine() -> None:
-    machines = lab.load(ROOT)
-
-    assert json.loads(lab.matrix(machines, GitHub({})))[0] == {
-        "machine": machines[0].machine,
-        "windows": machines[0].windows,
-    }
-    dashed = (lab.LabMachine("win-11", "Windows 11"),)
-    assert json.loads(lab.matrix(dashed, Azure())) == {
-        "win_11": {"machine": "win-11", "windows": "Windows 11"}
-    }
-
-
-@pytest.mark.parametrize(
-    ("text", "sentence"),
-    [
-        ("", "must have tables"),
-        ("[machines]\n", "must have tables"),
-        ("[other]\n", "must have tables"),
-        ("[machines.'a b']\nwindows = 'x'\n", "cannot be a label"),
-        ("[machines.a]\n", "must have the key 'windows'"),
-        ("[machines.a]\nwindows = 11\n", "must have the key 'windows'"),
-        ("[machines.a]\nwindows = 'x'\npassword = 'y'\n", "no other"),
-        ("[machines", "cannot be read"),
-    ],
-)
-def test_a_wrong_lab_file_is_refused(tmp_path: Path, text: str, sentence: str) -> None:
-    (tmp_path / "ci").mkdir()
-    (tmp_path / lab.FILE).write_text(text, encoding="utf-8")
-
-    with pytest.raises(ConfigurationError, match=re.escape(sentence)):
-        lab.load(tmp_path)
 
 
 def pinned(tmp_path: Path) -> Path:
