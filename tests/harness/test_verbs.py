@@ -228,7 +228,7 @@ def test_deploy_leaves_the_machine_running_and_a_second_one_replaces_the_driver(
 
     assert machine.state() is MachineState.RUNNING
     assert sample.out.getvalue().count("'Sample' runs on the machine 'lab', attached to D:, E:") == 2
-    assert "unloaded and deleted" in sample.out.getvalue()
+    assert "unloaded, service deleted" in sample.out.getvalue()
 
 
 def test_a_deploy_that_fails_stops_the_machine_that_it_started(
