@@ -132,7 +132,7 @@ def test_two_paths_that_do_not_fit_together_share_the_room(listen, deep, scratch
 @pytest.mark.parametrize("short_first", [True, False], ids=["short to long", "long to short"])
 def test_a_short_path_leaves_its_room_to_the_long_one(listen, deep, scratch, short_first):
     whole = room_in_message(MESSAGE_BYTES_MINIMUM)
-    long = deep(whole - 60)
+    long = deep(whole - 20)
     paths = [scratch / "s", scratch.path + long]
     expected = [scratch.device("s"), scratch.device_path + long]
     if not short_first:
