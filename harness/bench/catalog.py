@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from harness.bench import Benchmark, Measurement, driver_costs, emulated, main_job
+from harness.bench import Benchmark, Measurement, driver_costs, emulated, main_job, upload
 
 _SECONDS = 120
 
@@ -37,5 +37,6 @@ BENCHMARKS: tuple[Benchmark, ...] = (
     Benchmark("traps", emulated.traps),
     Benchmark("fresh machine", emulated.fresh_machine),
     Benchmark("write event", driver_costs.write_event),
+    Benchmark("upload", upload.upload),
     Benchmark("main job", main_job.main_job),
 )
