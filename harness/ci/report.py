@@ -159,8 +159,10 @@ def _machine(results: Results) -> Iterator[Annotation]:
         yield Annotation(Level.ERROR, title, f"{violation['message']}{stack}")
     for problem in results.problems:
         yield Annotation(Level.ERROR, "problem", problem)
-    if not results.passed and not results.count(Outcome.PASSED) and not any(map(_bad, results.tests)):
-        yield Annotation(Level.ERROR, "no test passed", "nothing was tested; look at the log of the run")
+    reasons = (*results.crashes, *results.violations, *results.problems, *filter(_bad, results.tests))
+    if not results.passed and not reasons:
+        word = "interrupted" if results.interrupted else "no test passed"
+        yield Annotation(Level.ERROR, word, "the run proves nothing; look at its log")
 
 
 def _test(test: TestResult, suites: str) -> Annotation:

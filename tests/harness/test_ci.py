@@ -186,6 +186,8 @@ def test_there_are_ten_annotations_at_most_and_the_last_one_counts() -> None:
 def test_a_green_run_has_no_annotations_and_an_empty_one_has() -> None:
     assert report.of_run(results(TestResult("a.py::b", Outcome.PASSED)), "s") == []
     assert [found.title for found in report.of_run(results(), "s")] == ["no test passed"]
+    assert [found.title for found in report.of_run(results(interrupted=True), "s")] == ["interrupted"]
+    assert [found.title for found in report.of_run(results(problems=("no match",)), "s")] == ["problem"]
 
 
 def test_the_summary_has_what_a_reader_needs() -> None:
