@@ -10,13 +10,16 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from harness.deployment import certificate, filters, leftovers, package_mode, service_mode
-from harness.deployment.plan import PACKAGE_DIRECTORY, Deployment, Plan
+from harness.deployment.plan import GUEST_ROOT, PACKAGE_DIRECTORY, Deployment, Plan
 from harness.deployment.steps import OnStep, Steps
 from harness.package import Package
-from harness.remote.channels import Upload
+from harness.remote.channels import ContentError
 from harness.remote.guest import Guest
+from harness.remote.sync import Sync
 from vm.deadline import Deadline
 from vm.machine import DeploymentMode
+
+_MANIFEST = str(GUEST_ROOT / "package-files.json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +67,7 @@ def deploy(
         step.changed = bool(removed)
         step.detail = removed or "there was none"
     with steps.step("copy the package") as step:
-        step.changed = True
-        step.detail = _copy(guest, package, deadline)
+        step.changed, step.detail = _copy(guest, package, deadline)
     mode.install(guest, package, plan, deadline, steps)
     with steps.step("load the driver") as step:
         filters.load(guest, plan, deadline)
@@ -82,10 +84,23 @@ def remove(guest: Guest, plan: Plan, deadline: Deadline) -> bool:
     return bool(leftovers.remove_all(guest, plan, deadline))
 
 
-def _copy(guest: Guest, package: Package, deadline: Deadline) -> str:
-    """Send every file of the package and have the guest compute all hashes."""
-    places = {str(PACKAGE_DIRECTORY / file.name): file for file in package.manifest.files}
-    uploads = [Upload(package.directory / file.name, place) for place, file in places.items()]
-    size = guest.put(uploads, deadline)
-    guest.verify({place: file.sha256 for place, file in places.items()}, deadline)
-    return f"{len(places)} files, {size / 1024:.0f} KiB, hashes verified in the guest"
+def _copy(guest: Guest, package: Package, deadline: Deadline) -> tuple[bool, str]:
+    """Have every file of the package in the guest, which computes all hashes; returns whether any had to be sent."""
+    files = {file.name: package.directory / file.name for file in package.manifest.files}
+    digests = {file.name: file.sha256 for file in package.manifest.files}
+    places = {str(PACKAGE_DIRECTORY / name): digest for name, digest in digests.items()}
+
+    def sync() -> Sync:
+        return guest.sync(files, str(PACKAGE_DIRECTORY), deadline, manifest=_MANIFEST, digests=digests)
+
+    done = sync()
+    try:
+        guest.verify(places, deadline)
+    except ContentError:
+        if done.sent_files == len(files):
+            raise
+        # Somebody has removed or changed what an earlier deployment left: all of it once more.
+        guest.remove([_MANIFEST], deadline)
+        done = sync()
+        guest.verify(places, deadline)
+    return bool(done.sent_files or done.removed_files), f"{done}, hashes verified in the guest"
