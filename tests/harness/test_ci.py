@@ -5,10 +5,12 @@ from __future__ import annotations
 import io
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 
+from harness import check as checks
 from harness import ci, config
 from harness.ci import markdown, report, scripts, systems, testsigning, wdk
 from harness.ci.systems import Annotation, Azure, GitHub, Level
@@ -375,6 +377,21 @@ def test_the_output_of_a_check_is_no_command(capsys: pytest.CaptureFixture[str])
     first, second = out.getvalue().splitlines()
     assert first == "## vso[task.complete]"
     assert second == "##vso[task.logissue type=error]pytest: ## vso[task.complete]"
+
+
+def test_what_the_projects_own_tests_print_is_not_for_the_ci_system(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for variable in systems.VARIABLES:
+        monkeypatch.setenv(variable, "true")
+    seen = "import os; print([name for name in ('GITHUB_ACTIONS', 'TF_BUILD') if name in os.environ])"
+    shown, out = console()
+
+    checks.run(
+        tmp_path, shown, [checks.Check("seen", (sys.executable, "-c", seen), lambda output: output.strip())]
+    )
+
+    assert "seen: ok  []" in out.getvalue()
 
 
 @pytest.mark.parametrize(
