@@ -189,13 +189,22 @@ def check(_: Context) -> int:
     return checks.run(ROOT, Console())
 
 
-@task(help={"machine": "check this machine, too", "json": "print the findings as JSON"})
-def doctor(_: Context, machine: str = "", json: bool = False) -> int:
-    """Check host, toolchain and machine; one line each, with the command that mends it."""
+@task(
+    help={
+        "machine": "machine of harness.toml",
+        "fix": "mend what is harmless to mend (clock, quotas, certificate, directories, ...), then look again",
+        "strict": "warnings count for the exit status, too",
+        "json": "print one JSON object",
+    }
+)
+def doctor(
+    _: Context, machine: str = "", fix: bool = False, strict: bool = False, json: bool = False
+) -> int:
+    """Check host, toolchain, machine and guest; one line each, with the command that mends it."""
     from harness import doctor as doctors
     from harness.console import Console
 
-    return doctors.run(ROOT, machine or None, Console(), as_json=json)
+    return doctors.run(ROOT, machine or None, Console(), as_json=json, fix=fix, strict=strict)
 
 
 @task(help={"only": "part of the name of the benchmarks to run", "output": "the JSON file that is written"})

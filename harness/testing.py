@@ -14,6 +14,8 @@ from harness.choices import Build, Choices, plan_for, relative, timed, where
 from harness.config import Configuration, DriverConfig
 from harness.console import Console
 from harness.deployment import Plan, StepResult
+from harness.doctor import preflight
+from harness.doctor.subject import Subject
 from harness.machines import HeldMachine, held
 from harness.package import Package
 from harness.remote.guest import Guest
@@ -67,6 +69,7 @@ def test(configuration: Configuration, choices: Choices, build: Build, console: 
     driver = configuration.driver(choices.driver)
     runner.check_selection(choices.select)
     started = time.monotonic()
+    preflight.before_start(Subject(configuration, configuration.machine(choices.machine), driver))
     with held(configuration, choices.machine, driver, choices.checkpoint) as machine:
         workers = _workers(configuration, machine, driver, choices.workers)
         try:
@@ -232,6 +235,7 @@ def _to_the_verdict(job: _Job, worker: Worker, address: GuestAddress) -> None:
         def on_step(step: StepResult) -> None:
             record.step(replace(step, name=f"{worker.name}: {step.name}") if worker.name else step)
 
+        on_step(preflight.in_guest(guest, job.driver, machine.machine, job.package, job.deadline))
         deployment.deploy(guest, job.package, plan, job.deadline.sooner(seconds=DEPLOY_SECONDS), on_step)
         record.write("guest", windows=_windows(guest, job.deadline))
         mark = None

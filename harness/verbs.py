@@ -6,6 +6,8 @@ from harness import deployment
 from harness.choices import Build, Choices, plan_for, timed, where
 from harness.config import Configuration
 from harness.console import Console
+from harness.doctor import preflight
+from harness.doctor.subject import Subject
 from harness.machines import held
 from harness.package import Package
 from harness.remote.guest import Guest
@@ -22,6 +24,7 @@ def deploy(configuration: Configuration, choices: Choices, build: Build, console
         DownlinkError: a step failed; a machine that was started for it is stopped again.
     """
     driver = configuration.driver(choices.driver)
+    preflight.before_start(Subject(configuration, configuration.machine(choices.machine), driver))
     package = timed(console, "build", build, lambda made: f"'{made.directory}'")
     with held(configuration, choices.machine, driver) as machine, machine.stopped_on_failure():
         machine.check(package)
@@ -29,11 +32,14 @@ def deploy(configuration: Configuration, choices: Choices, build: Build, console
             console.line(f"the machine '{machine.name}' is restored first: {reason}")
         address = timed(console, "start the machine", machine.start, where)
         with Guest(address, machine=machine.name) as guest:
+            deadline = Deadline.after(seconds=DEPLOY_SECONDS)
+            looked = preflight.in_guest(guest, driver, machine.machine, package, deadline)
+            console.step(looked.name, looked.detail, looked.seconds)
             done = deployment.deploy(
                 guest,
                 package,
                 plan_for(driver, machine.machine),
-                Deadline.after(seconds=DEPLOY_SECONDS),
+                deadline,
                 lambda step: console.step(step.name, step.detail, step.seconds),
             )
     console.line(

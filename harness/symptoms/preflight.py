@@ -47,9 +47,15 @@ PREFLIGHT: tuple[Symptom, ...] = (
     ),
     _row(
         "host-signing-expired",
-        "the test certificate of this checkout has expired",
+        "the test certificate of this checkout has expired, or will soon",
         "it was made long ago",
-        "remove .cache/signing, then ./inv build",
+        "./inv build makes a new one; machines get it with the next deployment",
+    ),
+    _row(
+        "host-signing-future",
+        "the test certificate of this checkout is not valid yet",
+        "the clock of the host was ahead when it was made, or is behind now",
+        "set the host's clock; if it is right: remove .cache/signing, then ./inv build",
     ),
     _row(
         "machine-secret",

@@ -86,10 +86,9 @@ def test_the_list_of_tasks_does_not_load_what_only_machines_need() -> None:
 def test_tasks_work_from_any_directory(tmp_path: Path) -> None:
     done = invoke("doctor", "--json", cwd=tmp_path)
 
-    findings = {finding["name"]: finding for finding in json.loads(done.stdout)}
-    assert findings["configuration"]["level"] == "ok"
-    assert findings["python"]["level"] == "ok"
-    assert all(set(finding) == {"name", "level", "found", "wanted", "mend"} for finding in findings.values())
+    findings = {finding["check"]: finding for finding in json.loads(done.stdout)["findings"]}
+    assert findings["host.configuration"]["severity"] == "ok"
+    assert findings["host.python"]["severity"] == "ok"
 
 
 def test_the_doctor_fails_for_a_machine_that_does_not_exist() -> None:
