@@ -46,6 +46,7 @@ param(
 Set-StrictMode -Version Latest
 $ErrorActionPreference = 'Stop'
 $ProgressPreference = 'SilentlyContinue'
+[Console]::OutputEncoding = New-Object System.Text.UTF8Encoding $false
 
 function Get-Setting {
     param([string]$Path)
@@ -172,6 +173,8 @@ BAD = [
         "$count } } | ConvertTo-Json -Compress -Depth 8",
         "$count } } | ConvertTo-Json -Compress",
     ),
+    ("answer-encoding", "[Console]::OutputEncoding", "$encoding"),
+    ("answer-encoding", "[Console]::OutputEncoding", "# [Console]::OutputEncoding"),
     ("one-answer", "    exit 0\n", "    Stop-VM\n    exit 0\n"),
     (
         "one-answer",

@@ -35,6 +35,9 @@ _QUIET = (
     "export-clixml",
     "export-certificate",
 )
+_ENCODES = re.compile(
+    r"\[\^\\x20-\\x7e\]|^\s*\[Console\]::OutputEncoding\s*=.*UTF8", re.IGNORECASE | re.MULTILINE
+)
 _PRINTS = re.compile(r"\[(System\.)?Console\]::(Out\.)?Write(Line)?\b", re.IGNORECASE)
 
 
@@ -59,6 +62,15 @@ def answer_form(source: Source) -> Iterator[Complaint]:
         for option, why in options:
             if option not in words:
                 yield Complaint(line_of(command), "answer-form", f"JSON without '{option}' {why}")
+
+
+def answer_encoding(source: Source) -> Iterator[Complaint]:
+    """Standard output has the code page of the console: an answer is ASCII, or the console is told UTF-8 before."""
+    if source.is_script and not _ENCODES.search(source.text):
+        message = (
+            "prints in the console's code page; escape what is not ASCII, or set [Console]::OutputEncoding"
+        )
+        yield Complaint(1, "answer-encoding", message)
 
 
 def one_answer(source: Source) -> Iterator[Complaint]:
@@ -267,4 +279,4 @@ def _last_line(source: Source) -> int:
     return len(source.data.rstrip().splitlines())
 
 
-RULES = (answers, answer_form, one_answer, stray_output, explicit_exit)
+RULES = (answers, answer_form, answer_encoding, one_answer, stray_output, explicit_exit)

@@ -14,6 +14,7 @@ param()
 Set-StrictMode -Version Latest
 $ErrorActionPreference = 'Stop'
 $ProgressPreference = 'SilentlyContinue'
+[Console]::OutputEncoding = New-Object System.Text.UTF8Encoding $false
 
 try {
     $key = 'HKLM:\SYSTEM\CurrentControlSet\Control\CrashControl'

@@ -11,6 +11,7 @@ param()
 Set-StrictMode -Version Latest
 $ErrorActionPreference = 'Stop'
 $ProgressPreference = 'SilentlyContinue'
+[Console]::OutputEncoding = New-Object System.Text.UTF8Encoding $false
 
 try {
     $public = @(Get-NetConnectionProfile -NetworkCategory Public -ErrorAction SilentlyContinue)
