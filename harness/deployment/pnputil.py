@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from harness.deployment.plan import Plan
 from harness.remote.channels import CommandResult, shown_code
 from harness.remote.guest import Guest
+from harness.symptoms import by_code, driver
+from harness.symptoms.installing import PNPUTIL
 from vm.deadline import Deadline
 from vm.errors import DownlinkError, GuestError
 
@@ -29,37 +31,7 @@ _OEM = re.compile(r"\boem\d+\.inf\b", re.IGNORECASE)
 _VALUE = re.compile(r"[:\uFF1A]\s*(.*?)\s*$")
 """What follows the label's colon, which is a full-width one in some languages."""
 
-_ADVICE: dict[int, tuple[str, str]] = {
-    2: ("a file that the INF lists is not in the package", "compare [SourceDisksFiles] with the package"),
-    1072: ("its service is still being deleted", "close what holds it (services.msc), or ./inv vm.restore"),
-    0x800B0100: (
-        "its catalog is not signed or is none",
-        "make the package again: ./inv clean, then ./inv build",
-    ),
-    0x800B0101: (
-        "the certificate is not valid at the guest's time",
-        "compare the guest's clock; if it is right, delete .cache/signing and build again",
-    ),
-    0x800B0109: (
-        "the certificate is not in the machine's store Root",
-        "in the guest: certutil -f -addstore Root C:\\Downlink\\package\\*.cer",
-    ),
-    0x80096010: (
-        "its catalog was changed after it was signed",
-        "make the package again: ./inv clean, then ./inv build",
-    ),
-    0xE000022F: ("its INF names no catalog", "write CatalogFile in [Version]"),
-    0xE0000242: (
-        "the certificate is not in the machine's store TrustedPublisher",
-        "in the guest: certutil -f -addstore TrustedPublisher C:\\Downlink\\package\\*.cer",
-    ),
-    0xE0000247: ("the driver store did not take it", f"see the end of {LOG} in the guest"),
-    0xE000024B: (
-        "a file was changed after the catalog was made",
-        "make the package again: ./inv clean, then ./inv build",
-    ),
-}
-"""Meaning and advice by exit code. Windows may give one of SetupAPI as an HRESULT: 0x800F024B for 0xE000024B."""
+_KNOWN = by_code((*PNPUTIL, *driver.UNLOAD))
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,16 +159,13 @@ def _blocks(listing: str) -> list[list[str]]:
 
 def _failed(guest: Guest, result: CommandResult, what: str, log_begin: int, deadline: Deadline) -> GuestError:
     code = result.exit_code
-    meaning, advice = next(
-        (known for each, known in _ADVICE.items() if _same(code, each)),
-        ("", f"see the end of {LOG} in the guest"),
-    )
+    known = next((row for each, row in _KNOWN.items() if _same(code, each)), None)
     said = result.output.strip().splitlines()
-    reason = meaning or (said[-1].strip() if said else "")
+    reason = known.cause if known else (said[-1].strip() if said else "")
     return GuestError(
         f"{what}{f': {reason}' if reason else ''} (pnputil returned {shown_code(code)})",
         exit_code=code,
-        hint=advice,
+        hint=known.cure if known else f"see the end of {LOG} in the guest",
         machine=guest.machine,
         causes=_logged(guest, log_begin, deadline),
     )
@@ -214,7 +183,7 @@ def _restarts(guest: Guest, result: CommandResult) -> GuestError:
     return GuestError(
         "pnputil has begun to restart the guest",
         exit_code=result.exit_code,
-        hint="deploy again when it is back",
+        hint=_KNOWN[RESTART_BEGUN].cure,
         machine=guest.machine,
     )
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from functools import cache
 from types import MappingProxyType
 
-from harness.symptoms import driver, preflight, system
+from harness.symptoms import driver, installing, preflight, system
 from harness.symptoms.symptom import Place, Symptom
 
 __all__ = ["Place", "Symptom", "all_symptoms", "by_code", "by_id", "matching"]
@@ -30,7 +30,7 @@ def all_symptoms() -> tuple[Symptom, ...]:
         *system.WINRM,
         *elsewhere.faults(),
         *system.FILES,
-        *system.PNPUTIL,
+        *installing.PNPUTIL,
         *driver.LOAD,
         *driver.ENTRY,
         *driver.UNLOAD,
