@@ -13,6 +13,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
 
+from harness.secrets import Secrets
 from vm.errors import ConfigurationError
 from vm.machine import Machine
 from vm.registry import KINDS, Kind, Setting
@@ -81,6 +82,8 @@ class Configuration:
     default_machine: str
     toolchain: str
     configuration: str
+    secrets: Secrets = field(default_factory=Secrets, repr=False, compare=False)
+    """Where machines ask for their passwords; one for all, so that nobody is asked twice."""
 
     def driver(self, name: str | None = None) -> DriverConfig:
         """The driver of that name, or the default one; raises `ConfigurationError` naming the nearest."""
@@ -103,7 +106,11 @@ class Configuration:
             ConfigurationError: there is no such machine, or its kind has no checkpoints by name.
         """
         chosen = self.machine(name)
-        settings = {**chosen.settings, "rules": {driver.service: dict(driver.rules)}}
+        settings = {
+            **chosen.settings,
+            "rules": {driver.service: dict(driver.rules)},
+            "secrets": self.secrets,
+        }
         if checkpoint is not None:
             if "checkpoint" not in chosen.kind.settings:
                 raise ConfigurationError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import html
 import json
 import logging
 import threading
@@ -11,7 +12,6 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TextIO
 from urllib.parse import quote, quote_plus
-from xml.sax.saxutils import escape
 
 MASK = "***"
 
@@ -28,7 +28,7 @@ def forms(secret: str) -> tuple[str, ...]:
     """
     found = {secret}
     if len(secret) >= _SHORTEST_DERIVED:
-        found |= {quote(secret), quote(secret, safe=""), quote_plus(secret), escape(secret)}
+        found |= {quote(secret), quote(secret, safe=""), quote_plus(secret), html.escape(secret, quote=False)}
         found |= {json.dumps(secret, ensure_ascii=ascii_only)[1:-1] for ascii_only in (True, False)}
         for data in (secret.encode(), secret.encode("utf-16-le")):
             found |= {data.hex(), data.hex().upper()}

@@ -77,6 +77,7 @@ def test(configuration: Configuration, choices: Choices, build: Build, console: 
             view = RunView(console)
             runs = configuration.runs
             record = RunRecord(runs.directory, machine.name, keep=runs.keep, view=view)
+            configuration.secrets.protect_in(record.log)
             record.write(
                 "run",
                 driver=driver.name,
@@ -125,6 +126,7 @@ def resume(configuration: Configuration, choices: Choices, console: Console) -> 
             )
         view = RunView(console)
         record = RunRecord.reopened(run, view)
+        configuration.secrets.protect_in(record.log)
         worker = Worker("", machine)
         address = machine.machine.address()
         console.line(f"following the run '{run.path.name}' on the machine '{machine.name}'")

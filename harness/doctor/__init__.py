@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -45,9 +45,9 @@ def run(
     """
     repairs: list[Repair] = []
     try:
-        configuration = config.load(root)
+        configuration = replace(config.load(root), secrets=Secrets(say=_note(console, as_json)))
         chosen = configuration.machine(machine)
-        subject = Subject(configuration, chosen, configuration.driver(), Secrets(say=_note(console, as_json)))
+        subject = Subject(configuration, chosen, configuration.driver())
     except DownlinkError as error:
         findings = [failed("host.configuration", error)]
     else:

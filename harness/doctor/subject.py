@@ -21,8 +21,12 @@ class Subject:
     configuration: Configuration
     machine: MachineConfig
     driver: DriverConfig
-    secrets: Secrets = field(default_factory=Secrets)
     environment: Mapping[str, str] = field(default_factory=lambda: os.environ, repr=False)
+
+    @property
+    def secrets(self) -> Secrets:
+        """Where the machine's password is looked for."""
+        return self.configuration.secrets
 
     @property
     def root(self) -> Path:

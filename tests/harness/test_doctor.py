@@ -66,12 +66,7 @@ class Clinic:
 
     @property
     def subject(self) -> Subject:
-        return Subject(
-            self.configuration,
-            self.configuration.machine(),
-            self.configuration.driver(),
-            Secrets(environment={}, ask=None),
-        )
+        return Subject(self.configuration, self.configuration.machine(), self.configuration.driver())
 
     def run(self, *lines: str, check: bool = True) -> None:
         for line in lines:
@@ -390,11 +385,9 @@ def new_certificate(days: int) -> bytes:
 
 
 def far(root: Path, environment: dict[str, str] | None = None) -> Subject:
-    configuration = make_checkout(root, REMOTE)
     secrets = Secrets(environment=environment or {}, ask=None)
-    return Subject(
-        configuration, configuration.machine("far"), configuration.driver(), secrets, environment or {}
-    )
+    configuration = replace(make_checkout(root, REMOTE), secrets=secrets)
+    return Subject(configuration, configuration.machine("far"), configuration.driver(), environment or {})
 
 
 def checked(subject: Subject) -> dict[str, Finding]:

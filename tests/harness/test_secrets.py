@@ -7,6 +7,8 @@ import io
 import json
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 from urllib.parse import quote
 
 import keyring
@@ -14,6 +16,7 @@ import keyring.backend
 import keyring.errors
 import pytest
 
+from harness import config
 from harness.log import Log
 from harness.secrets import SERVICE, Secrets, variable
 from vm.errors import MachineError
@@ -239,3 +242,14 @@ def test_a_log_masks_every_form_of_a_secret(before: str, after: str) -> None:
         masked = stream.getvalue().split()[1]
         assert "***" in masked, text
         assert len(masked) <= len("***") + len(text) - len(secret), f"only a part of {text} is masked"
+
+
+def test_a_machine_of_the_configuration_asks_the_configurations_store(tmp_path: Path) -> None:
+    text = (Path(__file__).resolve().parents[2] / config.FILE).read_text(encoding="utf-8")
+    far = '[machines.far]\nkind = "remote"\nhost = "192.0.2.7"\nusername = "lab"\n'
+    (tmp_path / config.FILE).write_text(text + far, encoding="utf-8")
+    secrets = store(environment={"DOWNLINK_SECRET_FAR_PASSWORD": "correct horse"})
+    configuration = replace(config.load(tmp_path), secrets=secrets)
+    address = configuration.create_machine("far", configuration.driver()).address()
+    assert address.credentials.password == "correct horse"
+    assert "horse" not in repr(configuration) + repr(address)

@@ -38,7 +38,8 @@ class EmulatedMachine:
     def __init__(self, name: str, directory: Path, settings: Mapping[str, Any]) -> None:
         self._name = name
         self._directory = directory
-        self._settings = settings
+        # It makes its own password, and what is left goes to its process as JSON.
+        self._settings = {name: value for name, value in settings.items() if name != "secrets"}
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
