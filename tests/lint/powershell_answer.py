@@ -103,10 +103,11 @@ def stray_output(source: Source) -> Iterator[Complaint]:
 
 
 def explicit_exit(source: Source) -> Iterator[Complaint]:
-    """Every way through a script ends with `exit` and a code: PowerShell's own choice says little."""
-    for node in source.nodes("flow_control_statement"):
-        if _is_exit(node) and not node.named_children[-1:] and said(node).strip().lower() == "exit":
-            yield Complaint(line_of(node), "exit", "exits without a code")
+    """Every way through a script ends with `exit` and a code, 0 or 1: PowerShell's own choice says little."""
+    for node in filter(_is_exit, source.nodes("flow_control_statement")):
+        code = said(node).strip()[len("exit") :].strip()
+        if not code or (re.fullmatch(r"-?\d+", code) and code not in ("0", "1")):
+            yield Complaint(line_of(node), "exit", f"exits with '{code or 'nothing'}' and not with 0 or 1")
     if source.is_script and not _ends(_body(source.root), _leaving_functions(source)):
         yield Complaint(
             line_of(source.root) if not source.root.children else _last_line(source),

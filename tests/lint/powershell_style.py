@@ -64,6 +64,7 @@ _LATER_NODES = {
     "pipeline_chain_tail": "'&&' and '||'",
 }
 _LATER_VARIABLES = ("$iswindows", "$islinux", "$ismacos", "$iscoreclr", "$psstyle")
+_COMMAND = re.compile(r"[A-Za-z]+-[A-Za-z]\w*|[\w.-]+\.exe|.*[\\/].+\.(exe|ps1)", re.IGNORECASE)
 _DRIVE = re.compile(r"(?<![A-Za-z])([A-Za-z]:)[\\/]")
 _IN_EVERY_GUEST = re.compile(r"C:[\\/](Downlink|Python)\b|(?<=['\"])[DE]:[\\/](?=['\"])", re.IGNORECASE)
 """What lies at the same place in every guest by design (docs/architecture.md): our files, Python, two volumes."""
@@ -76,6 +77,23 @@ def aliases(source: Source) -> Iterator[Complaint]:
         name = command_name(command).lower()
         if name in _ALIASES and name not in source.function_names():
             yield Complaint(line_of(command), "alias", f"uses the alias '{name}'")
+
+
+def command_names(source: Source) -> Iterator[Complaint]:
+    """A command is a cmdlet, a function of the file or a program with its `.exe`: what else it could be differs by machine.
+
+    This also sees keywords that are misspelt, which are commands to the grammar.
+    """
+    for command in source.nodes("command"):
+        name = command_name(command)
+        plain = name.lower()
+        if not plain or plain.startswith("$") or re.match(r"[\d\"'(]", plain):
+            continue  # computed, or a value that the grammar takes for a command (`foreach ($i in 1..3)`)
+        known = plain in source.function_names() or plain in _ALIASES
+        if not known and not _COMMAND.fullmatch(name):
+            yield Complaint(
+                line_of(command), "command", f"'{name}' is no cmdlet, own function or program with '.exe'"
+            )
 
 
 def forbidden_commands(source: Source) -> Iterator[Complaint]:
@@ -177,6 +195,7 @@ def native_commands(source: Source) -> Iterator[Complaint]:
 
 RULES = (
     aliases,
+    command_names,
     forbidden_commands,
     continuations,
     drives,
