@@ -83,7 +83,7 @@ class LocalCommands:
         try:
             for thread in threads:
                 thread.start()
-            ended = tree.wait(deadline)
+            ended = tree.wait(deadline, collected.stop)
         except BaseException as error:
             self._log.write(f"! {line}\n{type(error).__name__}: {error}")
             raise
@@ -246,6 +246,8 @@ class _Collected:
         self._output: list[str] = []
         self._errors = bytearray()
         self._failed: BaseException | None = None
+        self.stop = threading.Event()
+        """Set when nobody wants the rest of the output any more."""
 
     @property
     def output(self) -> str:
@@ -282,6 +284,7 @@ class _Collected:
                 self._on_output(text)
             except BaseException as error:  # noqa: BLE001  # raised again by `check` in the caller's thread
                 self._failed = error
+                self.stop.set()
 
 
 def _feed(pipe: IO[bytes], data: bytes) -> None:

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -14,6 +15,7 @@ from vm.deadline import Deadline
 from vm.errors import DeadlineExceededError
 
 _KILL_SECONDS = 30.0
+_SLICE_SECONDS = 0.25
 
 
 class ProcessTree:
@@ -53,12 +55,13 @@ class ProcessTree:
         )
         return cls(process, _job_of(process))
 
-    def wait(self, deadline: Deadline) -> int | None:
-        """Its exit code as 32 bits without a sign; None when it still runs at the deadline."""
+    def wait(self, deadline: Deadline, stop: threading.Event) -> int | None:
+        """Its exit code as 32 bits without a sign; None when it still runs at the deadline, or when `stop` is set."""
         # Waiting in slices keeps Ctrl-C alive on Windows, where a wait cannot be interrupted.
-        while not deadline.passed:
+        while not deadline.passed and not stop.is_set():
             with suppress(subprocess.TimeoutExpired):
-                return self.process.wait(timeout=min(1.0, max(0.001, deadline.remaining))) & 0xFFFFFFFF
+                left = min(_SLICE_SECONDS, max(0.001, deadline.remaining))
+                return self.process.wait(timeout=left) & 0xFFFFFFFF
         code = self.process.poll()
         return None if code is None else code & 0xFFFFFFFF
 

@@ -74,7 +74,7 @@ _UNEXPECTED = (ParseError, StopIteration, AssertionError, KeyError, ValueError)
 """What pywinrm raises when the answer is not the XML that it expects."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Connection:
     """One thread's session with the guest."""
 
@@ -82,6 +82,7 @@ class _Connection:
     address: GuestAddress
     shell: str | None = None
     used: float = field(default_factory=time.monotonic)
+    owner: threading.Thread = field(default_factory=threading.current_thread)
 
 
 class WinRm:
@@ -161,11 +162,21 @@ class WinRm:
     def _connection(self) -> _Connection:
         connection: _Connection | None = getattr(self._local, "connection", None)
         if connection is None:
-            connection = self._connect()
+            connection = self._inherited() or self._connect()
             self._local.connection = connection
             with self._lock:
-                self._connections.append(connection)
+                if connection not in self._connections:
+                    self._connections.append(connection)
         return connection
+
+    def _inherited(self) -> _Connection | None:
+        """The session of a thread that has ended; its shell would otherwise count against the quota until `close`."""
+        with self._lock:
+            for connection in self._connections:
+                if not connection.owner.is_alive():
+                    connection.owner = threading.current_thread()
+                    return connection
+        return None
 
     def _connect(self) -> _Connection:
         address = self._address.get()

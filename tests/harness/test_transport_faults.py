@@ -394,6 +394,20 @@ def test_two_threads_send_and_run_at_once(labs: Callable[..., Lab], tmp_path: Pa
     assert len(list(lab.path("Downlink").iterdir())) == 15
 
 
+def test_threads_that_have_ended_leave_their_shells_to_later_ones(labs: Callable[..., Lab]) -> None:
+    lab = labs(quotas=Quotas(max_shells_per_user=2))
+    codes: list[int] = []
+    with Guest(lab.address(), machine="lab") as guest:
+        for _ in range(6):
+            thread = threading.Thread(
+                target=lambda: codes.append(guest.run("ver", deadline=soon()).exit_code)
+            )
+            thread.start()
+            thread.join(30)
+
+    assert codes == [0] * 6
+
+
 def test_a_host_key_of_another_kind_is_not_accepted(labs: Callable[..., Lab]) -> None:
     key = paramiko.RSAKey.generate(2048)
     address = replace(labs().address(), host_key=f"{key.get_name()} {key.get_base64()}")
