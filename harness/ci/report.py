@@ -45,8 +45,12 @@ def session(console: Console, configuration: Configuration, system: System | Non
     before = _written(configuration)
     _say(console, found.begin_foreign())
     console.defuse = found.defuse
+    ended_by = ""
     try:
         yield
+    except DownlinkError as error:
+        ended_by = error.message
+        raise
     finally:
         console.defuse = str
         _say(console, found.end_foreign())
@@ -54,10 +58,12 @@ def session(console: Console, configuration: Configuration, system: System | Non
         if after is not None and after != before:
             run, _ = after
             results = collect(read(run.journal))
-            tell(found, console, results, run.path, _suites(configuration, results))
+            tell(found, console, results, run.path, _suites(configuration, results), ended_by)
 
 
-def tell(system: System, console: Console, results: Results, directory: Path, suites: str) -> None:
+def tell(
+    system: System, console: Console, results: Results, directory: Path, suites: str, ended_by: str = ""
+) -> None:
     """Print the annotations of a run and hand over its summary.
 
     Args:
@@ -66,8 +72,9 @@ def tell(system: System, console: Console, results: Results, directory: Path, su
         results: the run.
         directory: the run's directory.
         suites: directory of the suites in the repository, with slashes, which the tests' names are relative to.
+        ended_by: the error that ends the command, which gets an annotation of its own.
     """
-    _say(console, map(system.annotation, of_run(results, suites)))
+    _say(console, map(system.annotation, of_run(results, suites, ended_by)))
     _say(console, system.summary(markdown.summary(results), directory))
 
 
@@ -89,9 +96,12 @@ def check_failed(name: str, output: str, console: Console, system: System | None
     _say(console, map(found.annotation, of_check(name, output)))
 
 
-def of_run(results: Results, suites: str) -> list[Annotation]:
+def of_run(results: Results, suites: str, ended_by: str = "") -> list[Annotation]:
     """What is worth an annotation, the machine's own words first; the last one counts what is left out."""
-    all_of_them = [*_machine(results), *(_test(test, suites) for test in results.tests if _bad(test))]
+    all_of_them = [
+        *_machine(results, ended_by),
+        *(_test(test, suites) for test in results.tests if _bad(test)),
+    ]
     return _capped(all_of_them, "the summary and the report name all of them")
 
 
@@ -143,7 +153,7 @@ def _capped(found: list[Annotation], where: str) -> list[Annotation]:
     ]
 
 
-def _machine(results: Results) -> Iterator[Annotation]:
+def _machine(results: Results, ended_by: str) -> Iterator[Annotation]:
     for crash in results.crashes:
         during = f" during {results.in_flight.id}" if results.in_flight else ""
         rule = f"\n{crash['rule']}" if crash["rule"] else ""
@@ -158,7 +168,8 @@ def _machine(results: Results) -> Iterator[Annotation]:
         title = f"{violation['rule']} by {violation['driver']}"
         yield Annotation(Level.ERROR, title, f"{violation['message']}{stack}")
     for problem in results.problems:
-        yield Annotation(Level.ERROR, "problem", problem)
+        if problem != ended_by:
+            yield Annotation(Level.ERROR, "problem", problem)
     reasons = (*results.crashes, *results.violations, *results.problems, *filter(_bad, results.tests))
     if not results.passed and not reasons:
         word = "interrupted" if results.interrupted else "no test passed"

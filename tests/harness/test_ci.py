@@ -307,6 +307,23 @@ def test_a_session_tells_azure_of_the_run_made_in_it(settings: config.Configurat
     assert "FAILED" in (run / "summary.md").read_text(encoding="utf-8")
 
 
+def test_the_error_that_ends_a_command_is_not_told_as_a_problem_of_its_run(
+    settings: config.Configuration,
+) -> None:
+    shown, out = console()
+
+    with pytest.raises(MachineError), report.session(shown, settings, Azure()):
+        run = directory.create(settings.runs.directory, "local", keep=3)
+        journal = Journal(run.journal)
+        for text in ("it went away", "another thing"):
+            journal.write("problem", text=text, hint=None)
+        journal.close()
+        raise MachineError("it went away")
+
+    assert "it went away" not in out.getvalue()
+    assert "another thing" in out.getvalue()
+
+
 def test_an_older_run_is_not_told_again(settings: config.Configuration) -> None:
     write_run(settings)
     shown, out = console()
