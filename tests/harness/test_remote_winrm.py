@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import requests.exceptions
+import urllib3.exceptions
 from winrm.exceptions import (
     InvalidCredentialsError,
     WinRMOperationTimeoutError,
@@ -17,6 +19,7 @@ from winrm.exceptions import (
 
 from harness.log import Log
 from harness.remote import winrm
+from harness.remote.addresses import CurrentAddress
 from harness.remote.faults import ConnectionLostError, LogonError, ShellGoneError, translate
 from harness.remote.quoting import command_line, quotable, quote
 from vm.deadline import Deadline
@@ -387,3 +390,129 @@ def test_a_deadline_that_has_passed_starts_nothing(client: winrm.WinRm, protocol
         check()
 
     assert protocol.calls == []
+
+
+def refused() -> requests.exceptions.ConnectionError:
+    """What requests raises when nobody listens."""
+    reason = urllib3.exceptions.NewConnectionError(None, "Connection refused")  # type: ignore[arg-type]
+    return requests.exceptions.ConnectionError(urllib3.exceptions.MaxRetryError(None, "/wsman", reason))  # type: ignore[arg-type]
+
+
+def test_a_shell_is_not_asked_for_again_after_a_reset(client: winrm.WinRm, protocol: ProtocolDouble) -> None:
+    # It may have been made, and would count against the quota until its idle timeout.
+    protocol.failures["open_shell"] = [RESET]
+
+    with pytest.raises(ConnectionLostError, match="while opening a shell"):
+        run(client)
+
+    assert protocol.calls.count("open_shell") == 1
+
+
+def test_a_guest_that_refuses_connections_is_not_asked_twice_at_the_same_place(
+    client: winrm.WinRm, protocol: ProtocolDouble
+) -> None:
+    protocol.failures["open_shell"] = [refused()]
+
+    with pytest.raises(ConnectionLostError):
+        run(client)
+
+    assert protocol.calls.count("open_shell") == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "times"), [(refused(), 2), (requests.exceptions.ConnectTimeout(), 1), (RESET, 1)]
+)
+def test_a_command_goes_to_a_new_address_only_if_it_never_left_for_the_old_one(
+    protocol: ProtocolDouble, error: BaseException, times: int
+) -> None:
+    places = [ADDRESS]
+    client = winrm.WinRm(CurrentAddress(lambda: places[-1]), machine="lab", log=Log())
+    run(client)
+    protocol.output = iter([(b"again", b"", 0, True)])
+    places.append(replace(ADDRESS, winrm_port=5986))
+    protocol.failures["run_command"] = [error]
+    before = protocol.calls.count("run_command")
+
+    if times == 2:
+        assert run(client).stdout == "again"
+        assert client.where == "127.0.0.1:5986"
+    else:
+        with pytest.raises(ConnectionLostError, match=r"127\.0\.0\.1:5985 was lost"):
+            run(client)
+
+    assert protocol.calls.count("run_command") - before == times
+
+
+def test_what_must_not_be_sent_twice_goes_over_a_new_connection_after_a_rest(
+    client: winrm.WinRm, protocol: ProtocolDouble, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(client)
+    monkeypatch.setattr(winrm, "IDLE_SECONDS", -1)
+    protocol.output = iter([(b"again", b"", 0, True)])
+    protocol.calls.clear()
+
+    run(client, stdin=b"x")
+
+    assert protocol.calls == [
+        *("close_session", "run_command"),
+        *("close_session", "send 1 end"),
+        *("receive", "signal"),
+    ]
+
+
+def test_input_of_no_bytes_is_closed_and_no_input_is_not_sent(
+    client: winrm.WinRm, protocol: ProtocolDouble
+) -> None:
+    run(client, stdin=b"")
+    assert "send 0 end" in protocol.calls
+    protocol.calls.clear()
+    protocol.output = iter([(b"again", b"", 0, True)])
+
+    run(client)
+
+    assert not any(call.startswith("send") for call in protocol.calls)
+
+
+@pytest.mark.parametrize("code", [109, 232, 2147942509, 2150859147])
+def test_a_command_that_has_ended_before_its_input_tells_its_own_end(
+    client: winrm.WinRm, protocol: ProtocolDouble, code: int
+) -> None:
+    protocol.failures["send 100000"] = [fault(code)]
+
+    assert run(client, stdin=bytes(250_000)).stdout == "hello"
+    assert sum(call.startswith("send") for call in protocol.calls) == 1
+
+
+def test_input_that_is_not_taken_is_a_sentence(client: winrm.WinRm, protocol: ProtocolDouble) -> None:
+    protocol.failures["send 3 end"] = [WinRMOperationTimeoutError()]
+
+    with pytest.raises(DeadlineExceededError, match="did not take its input"):
+        run(client, stdin=b"abc")
+
+    assert protocol.calls.count("send 3 end") == 1 and protocol.calls[-1] == "signal"
+
+
+def test_input_that_is_too_large_for_an_envelope_is_halved_and_stays_so(
+    client: winrm.WinRm, protocol: ProtocolDouble
+) -> None:
+    protocol.failures["send 100000"] = [fault(2150858790)]
+    protocol.failures["send 50000"] = [fault(2150858824)]
+
+    run(client, stdin=bytes(60_000 + 100_000))
+
+    sent = [call for call in protocol.calls if call.startswith("send")]
+    assert sent == ["send 100000", "send 50000", *["send 25000"] * 6, "send 10000 end"]
+    protocol.output = iter([(b"again", b"", 0, True)])
+    protocol.calls.clear()
+    run(client, stdin=bytes(25_001))
+    assert [call for call in protocol.calls if call.startswith("send")] == ["send 25000", "send 1 end"]
+
+
+def test_an_envelope_that_takes_nothing_at_all_is_an_error(
+    client: winrm.WinRm, protocol: ProtocolDouble
+) -> None:
+    for size in (100_000, 50_000, 25_000, 12_500, 6_250):
+        protocol.failures[f"send {size}"] = [fault(2150858790)]
+
+    with pytest.raises(GuestError, match="MaxEnvelopeSizekb"):
+        run(client, stdin=bytes(100_001))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
-from collections.abc import Callable, Iterator
+import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -203,14 +205,34 @@ def test_scripts_for_files_are_brought_again_after_a_restore(lab: Lab) -> None:
         assert guest.read_bytes("C:\\Downlink\\x", soon()) == b"2"
 
 
-@pytest.fixture
-def labs(tmp_path: Path) -> Iterator[Callable[..., Lab]]:
-    made: list[Lab] = []
+@pytest.mark.parametrize("name", ["../out", "a/../../out", "/out", "C:\\out", "a\\out"])
+def test_what_a_guest_packs_cannot_leave_the_directory_it_is_fetched_into(
+    lab: Lab, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lab.path("Downlink", "results").mkdir(parents=True)
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz") as tar:
+        entry = tarfile.TarInfo(name)
+        entry.size = 1
+        tar.addfile(entry, io.BytesIO(b"x"))
+    with lab.guest("winrm") as guest:
+        monkeypatch.setattr(guest.files, "read_bytes", lambda *_, **__: packed.getvalue())
+        with pytest.raises(GuestError, match="is not fetched"):
+            guest.get_tree("C:\\Downlink\\results", tmp_path / "deep" / "got", soon())
 
-    def make(**settings: object) -> Lab:
-        made.append(Lab(tmp_path / f"lab{len(made)}", **settings))
-        return made[-1]
+    assert not list(tmp_path.rglob("out"))
 
-    yield make
-    for lab in made:
-        lab.stop()
+
+def test_links_that_a_guest_packs_are_not_fetched(
+    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lab.path("Downlink", "results").mkdir(parents=True)
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz") as tar:
+        entry = tarfile.TarInfo("link")
+        entry.type, entry.linkname = tarfile.SYMTYPE, "/etc"
+        tar.addfile(entry)
+    with lab.guest("winrm") as guest:
+        monkeypatch.setattr(guest.files, "read_bytes", lambda *_, **__: packed.getvalue())
+
+        assert guest.get_tree("C:\\Downlink\\results", tmp_path / "got", soon()) == []
