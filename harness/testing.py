@@ -19,6 +19,7 @@ from harness.doctor.subject import Subject
 from harness.machines import HeldMachine, held
 from harness.package import Package
 from harness.remote.guest import Guest
+from harness.remote.readiness import wait_until_ready
 from harness.runs import directory, evidence, runner
 from harness.runs.detached import DetachedSuite
 from harness.runs.journal import Event, read
@@ -31,6 +32,8 @@ from vm.machine import GuestAddress, MachineState
 
 DEPLOY_SECONDS = 120
 UNLOAD_SECONDS = 60
+READY_SECONDS = 120
+"""How long a machine that says that it runs may take until its guest carries out a command."""
 EVIDENCE_SECONDS = 120
 """How long the collection of logs and dumps may take, also when the run's deadline has passed."""
 
@@ -56,6 +59,7 @@ class _Job:
     package: Package
     record: RunRecord
     deadline: Deadline
+    checkpoint: str | None = None
 
 
 def test(configuration: Configuration, choices: Choices, build: Build, console: Console) -> int:
@@ -95,7 +99,7 @@ def test(configuration: Configuration, choices: Choices, build: Build, console: 
                 configuration.root, driver.suites, choices.select, configuration.runs.test_seconds
             )
             deadline = Deadline.after(seconds=runs.deadline_seconds)
-            job = _Job(configuration, driver, request, package, record, deadline)
+            job = _Job(configuration, driver, request, package, record, deadline, choices.checkpoint)
             status = _guarded(
                 record, workers, lambda: _run_all(job, workers, addresses), configuration, started
             )
@@ -237,9 +241,14 @@ def _to_the_verdict(job: _Job, worker: Worker, address: GuestAddress) -> None:
         def on_step(step: StepResult) -> None:
             record.step(replace(step, name=f"{worker.name}: {step.name}") if worker.name else step)
 
-        on_step(preflight.in_guest(guest, job.driver, machine.machine, job.package, job.deadline))
+        began = time.monotonic()
+        windows = _version(wait_until_ready(guest, job.deadline.sooner(seconds=READY_SECONDS)))
+        record.write("guest", windows=windows)
+        on_step(StepResult("wait for the guest", f"Windows {windows}", False, time.monotonic() - began))
+        on_step(
+            preflight.in_guest(guest, job.driver, machine.machine, job.package, job.deadline, job.checkpoint)
+        )
         deployment.deploy(guest, job.package, plan, job.deadline.sooner(seconds=DEPLOY_SECONDS), on_step)
-        record.write("guest", windows=_windows(guest, job.deadline))
         mark = None
         if not machine.machine.abilities.witness:
             mark = evidence.mark(guest, job.deadline)
@@ -328,9 +337,9 @@ def _raise_first(running: list[Future[None]]) -> None:
     raise first
 
 
-def _windows(guest: Guest, deadline: Deadline) -> str:
-    """Version of the guest's Windows; the words around it are localised."""
-    found = _VERSION.search(guest.run("ver", deadline=deadline).stdout)
+def _version(said: str) -> str:
+    """Version of Windows in what `ver` prints; the words around it are localised."""
+    found = _VERSION.search(said)
     return found[0] if found else ""
 
 

@@ -73,7 +73,7 @@ class Examination:
         if controlled.state() is not MachineState.RUNNING:
             yield fixes.Patient(subject)
             return
-        wanted = Expectation.of(subject, witness=controlled.abilities.witness)
+        wanted = Expectation.of(subject, controlled.abilities)
         with Guest(controlled.address(), machine=subject.machine.name) as connected:
             yield fixes.Patient(subject, connected, wanted)
 

@@ -62,6 +62,27 @@ def architecture(facts: GuestFacts, wanted: Expectation) -> Iterator[Finding]:
         )
 
 
+def sections(facts: GuestFacts, wanted: Expectation) -> Iterator[Finding]:
+    """The section of the INF that this build of Windows would take."""
+    system = facts.part("system")
+    build = int(system.get("build") or 0)
+    fitting = [
+        each
+        for each in wanted.sections
+        if each.architecture == system.get("architecture") and each.build <= build
+    ]
+    if fitting:
+        chosen = max(fitting, key=lambda each: each.build)
+        yield fine("guest.inf", f"[{chosen.name}] is for build {build}")
+    elif wanted.sections and build:
+        severity = Severity.ERROR if wanted.by_inf else Severity.NOTE
+        said = f"'{wanted.inf}' has no section for build {build} on {system.get('architecture')}"
+        yield trouble(
+            *("guest.inf", severity, "guest-inf", said, "a section [DefaultInstall.NT<architecture>]"),
+            architecture=str(system.get("architecture")),
+        )
+
+
 def signing(facts: GuestFacts, wanted: Expectation) -> Iterator[Finding]:
     """Test signing in effect and Secure Boot off."""
     boot = facts.part("boot")
@@ -93,7 +114,14 @@ def surroundings(facts: GuestFacts, wanted: Expectation) -> Iterator[Finding]:
     if guard.get("hvci") or guard.get("vbs"):
         yield note("guest.hvci", "memory integrity (HVCI) is on" if guard.get("hvci") else "VBS is on")
     verifier = facts.part("verifier")
-    if verifier.get("drivers"):
+    verified = [str(each).casefold() for each in verifier.get("drivers", ())]
+    if wanted.verified and not {wanted.verified.casefold(), "*"} & set(verified):
+        said = f"Driver Verifier checks {', '.join(verified) or 'nothing'}"
+        yield trouble(
+            *("guest.verifier", Severity.ERROR, "guest-verifier", said, f"'{wanted.verified}'"),
+            image=wanted.verified,
+        )
+    elif verified:
         level = verifier.get("level")
         flags = f", flags 0x{level:X}" if isinstance(level, int) else ""
         yield note("guest.verifier", f"Driver Verifier checks {', '.join(verifier['drivers'])}{flags}")
@@ -342,7 +370,7 @@ def restart(facts: GuestFacts, _: Expectation) -> Iterator[Finding]:
 
 
 ALL: tuple[GuestCheck, ...] = (
-    *(system, architecture, signing, clock, room, python, certificate, leftovers, restart),
+    *(system, architecture, sections, signing, clock, room, python, certificate, leftovers, restart),
     *(winrm, evidence, surroundings),
 )
 

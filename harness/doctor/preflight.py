@@ -45,7 +45,12 @@ def before_start(subject: Subject) -> list[Finding]:
 
 
 def in_guest(
-    guest: Guest, driver: DriverConfig, machine: Machine, package: Package, deadline: Deadline
+    guest: Guest,
+    driver: DriverConfig,
+    machine: Machine,
+    package: Package,
+    deadline: Deadline,
+    checkpoint: str | None = None,
 ) -> StepResult:
     """Look at a guest right after its start, with one call, before anything of the run is in it.
 
@@ -55,6 +60,7 @@ def in_guest(
         machine: the machine that the guest runs on.
         package: what a build made of the driver.
         deadline: of the run.
+        checkpoint: what the machine was restored to, if that was chosen.
 
     Returns:
         The step, whose detail names what results have to be read with in mind.
@@ -64,7 +70,7 @@ def in_guest(
         GuestError: the guest could not be reached.
     """
     began = time.monotonic()
-    wanted = Expectation.of_package(package, driver, machine)
+    wanted = Expectation.of_package(package, driver, machine, checkpoint)
     found = _passed(examine_guest(guest, wanted, deadline), guest.machine)
     return StepResult("look at the guest", _summary(found), False, time.monotonic() - began)
 

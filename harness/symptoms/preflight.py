@@ -118,6 +118,18 @@ PREFLIGHT: tuple[Symptom, ...] = (
         "build for it: ./inv build --architecture <architecture>",
     ),
     _row(
+        "guest-inf",
+        "the INF has no section for the guest's Windows",
+        "its sections are for another processor or for later builds only",
+        "add a section without a build: [DefaultInstall.NT<architecture>]",
+    ),
+    _row(
+        "guest-verifier",
+        "Driver Verifier does not check the driver, although the checkpoint is made for it",
+        "its settings go by the file name of the image, and take effect at a restart",
+        "in the guest: verifier /standard /driver <image>, restart it, then make the checkpoint again",
+    ),
+    _row(
         "guest-clock",
         "the guest's clock is off",
         "it was restored from a checkpoint, and the time service refuses big steps",

@@ -20,7 +20,7 @@ from cryptography.x509.oid import NameOID
 from harness import config, doctor, verbs
 from harness.console import Console
 from harness.doctor import examination, facts, guest, host, machine, preflight, toolchain
-from harness.doctor.expectation import Expectation
+from harness.doctor.expectation import Expectation, install_sections
 from harness.doctor.fixes import FIXES
 from harness.doctor.subject import Subject
 from harness.remote.guest import Guest
@@ -242,6 +242,26 @@ def test_looking_changes_nothing_in_the_guest_and_on_the_host(clinic: Clinic) ->
         clinic.run(f'reg delete "{PROFILE}" /f')
 
 
+def test_the_quick_part_asks_the_guest_few_questions(clinic: Clinic, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    original = Guest.run
+
+    def counted(self: Guest, command: Any, **options: Any) -> Any:
+        asked.append(str(command))
+        return original(self, command, **options)
+
+    monkeypatch.setattr(Guest, "run", counted)
+    clinic.run(r"rmdir /s /q C:\Downlink\scripts", check=False)
+    questions = []
+    for _ in range(2):
+        asked.clear()
+        with Guest(clinic.controlled.address(), machine="emulated") as connected:
+            examination.examine_guest(connected, WANTED)
+        questions.append(len(asked))
+    # Is the script there, and again for one path alone; has it arrived; run it. The next time it is there.
+    assert questions == [4, 2]
+
+
 def test_json_has_a_stable_form(clinic: Clinic) -> None:
     status, text = clinic.doctor(as_json=True)
     said = json.loads(text)
@@ -321,6 +341,26 @@ def test_a_package_for_another_processor_is_refused(healthy: facts.GuestFacts) -
     found = one(healthy, "guest.architecture", replace(WANTED, architecture="arm64"))
     assert found.severity is Severity.ERROR
     assert found.mend == "build for it: ./inv build --architecture x64"
+
+
+def test_the_inf_section_for_the_guests_build_is_named(healthy: facts.GuestFacts) -> None:
+    sections = install_sections(CHECKOUT / "driver" / "downlink.inf")
+    wanted = replace(WANTED, sections=sections)
+    assert "25952" in one(healthy, "guest.inf", wanted).found
+    older = changed(healthy, "system", build=22631)
+    assert one(older, "guest.inf", wanted).severity is Severity.OK
+    assert "25952" not in one(older, "guest.inf", wanted).found
+    only_newer = replace(wanted, sections=tuple(each for each in sections if each.build), by_inf=True)
+    assert one(older, "guest.inf", only_newer).severity is Severity.ERROR
+    assert one(older, "guest.inf", replace(only_newer, by_inf=False)).severity is Severity.NOTE
+
+
+def test_the_checkpoint_for_driver_verifier_has_to_verify_the_driver(healthy: facts.GuestFacts) -> None:
+    wanted = replace(WANTED, verified="downlink.sys")
+    found = one(healthy, "guest.verifier", wanted)
+    assert (found.severity, found.found) == (Severity.ERROR, "Driver Verifier checks nothing")
+    verified = changed(healthy, "verifier", drivers=["Downlink.SYS"], level=0x209BB)
+    assert one(verified, "guest.verifier", wanted).severity is Severity.NOTE
 
 
 def test_python_without_pytest_or_too_old_is_refused(healthy: facts.GuestFacts) -> None:
@@ -486,6 +526,8 @@ def test_a_run_stops_before_anything_is_built_when_the_host_is_not_fit(
         ("clock-off", "guest.clock"),
         ("secure-boot", "guest.secure-boot"),
         ("testsigning-off", "guest.testsigning"),
+        ("disk-full:1m", "guest.disk"),
+        ("python-missing", "guest.python"),
     ],
 )
 def test_a_run_stops_with_a_sentence_before_anything_is_deployed(

@@ -10,6 +10,7 @@ from typing import TypeVar
 from cryptography import x509
 
 from vm.emulated.guest import boot, certificates
+from vm.emulated.guest.chaos.files import DiskFull
 from vm.emulated.guest.commands import services
 from vm.emulated.guest.scripts.call import ScriptCall, script
 from vm.emulated.registry import (
@@ -149,7 +150,9 @@ def _crash(call: ScriptCall) -> dict[str, object]:
 def _disk(call: ScriptCall) -> dict[str, object]:
     drive = call.guest.drive
     usage = shutil.disk_usage(drive.root)
-    return {"drive": f"{drive.letter}:", "freeBytes": usage.free, "totalBytes": usage.total}
+    full = [fault for fault in call.guest.chaos.faults if isinstance(fault, DiskFull)]
+    free = min([usage.free, *(max(0, int(fault.value) - fault.used) for fault in full)])
+    return {"drive": f"{drive.letter}:", "freeBytes": free, "totalBytes": usage.total}
 
 
 def _winrm(call: ScriptCall) -> dict[str, object]:
@@ -234,7 +237,9 @@ def _pending_restart(registry: Registry) -> Iterator[str]:
 def _python(call: ScriptCall) -> dict[str, object] | None:
     drive = call.guest.drive
     root = drive.root / "Python"
-    if not any((root / each).exists() for each in ("bin/python", "Scripts/python.exe", "python.exe")):
+    if call.guest.chaos.program_missing("python.exe") or not any(
+        (root / each).exists() for each in ("bin/python", "Scripts/python.exe", "python.exe")
+    ):
         return None
     packages = {}
     for place in ("Lib/site-packages", "lib/python3*/site-packages"):
