@@ -10,8 +10,10 @@ from vm.emulated.fltmgr.loading import ImageFile
 from vm.emulated.guest import boot
 from vm.emulated.guest.drive import Drive, WindowsPathError
 from vm.emulated.image.authenticode import verify_embedded
+from vm.emulated.image.catalog import verify_catalog
 from vm.emulated.image.pdb.reader import read_symbols
 from vm.emulated.image.pdb.symbols import Symbols
+from vm.emulated.image.signed_data import UnsignedError
 from vm.emulated.kernel.loader import prepare
 from vm.emulated.kernel.objects import StatusError
 from vm.emulated.kernel.status import STATUS_INVALID_IMAGE_HASH, STATUS_OBJECT_NAME_NOT_FOUND
@@ -22,6 +24,9 @@ log = logging.getLogger(__name__)
 
 SYMBOL_DIRECTORIES = (r"C:\Downlink\package", r"C:\Symbols")
 """Where symbols are looked for beside the image's own directory."""
+
+CATALOG_DIRECTORY = "Windows/System32/CatRoot/{F750E6C3-38EE-11D1-85E5-00C04FC295EE}"
+"""Where the catalogs of installed packages are, below the root of C:. The number is that of driver catalogs."""
 
 
 class ImageFiles:
@@ -56,15 +61,33 @@ class ImageFiles:
         return ImageFile(host.name, data, self._symbols(data, host), tuple(self._rules.get(stem, {}).items()))
 
     def _check_signature(self, data: bytes, name: str) -> None:
-        """A kernel load needs a signature that fits; under test signing any certificate will do (windows-lab C.5)."""
+        """A kernel load needs a signature that fits; under test signing any certificate will do (windows-lab C.5).
+
+        An image without a signature of its own is looked up in the catalogs of installed packages.
+        """
         try:
             verify_embedded(data, name)
         except PackageError as error:
+            if isinstance(error, UnsignedError) and self._is_in_a_catalog(data, name):
+                self._check_test_signing(name)
+                return
             log.warning("'%s' is refused: %s", name, error.message)
             raise StatusError(STATUS_INVALID_IMAGE_HASH) from error
+        self._check_test_signing(name)
+
+    def _check_test_signing(self, name: str) -> None:
         if not boot.testsigning_in_effect(self._registry):
             log.warning("'%s' is refused: it is test-signed and test signing is off", name)
             raise StatusError(STATUS_INVALID_IMAGE_HASH)
+
+    def _is_in_a_catalog(self, data: bytes, name: str) -> bool:
+        for path in sorted((self._drive.root / CATALOG_DIRECTORY).glob("*.cat")):
+            try:
+                if verify_catalog(path.read_bytes(), path.name).member_for(data, name) is not None:
+                    return True
+            except (PackageError, OSError) as error:
+                log.warning("the catalog '%s' is not used: %s", path.name, error)
+        return False
 
     def _symbols(self, data: bytes, host: Path) -> Symbols | None:
         try:

@@ -15,6 +15,8 @@ from tests.vm.guest.conftest import Prompt, Result
 from vm.emulated.guest import boot, certificates
 from vm.emulated.guest.commands.pending_files import finish_pending, restart_pending
 from vm.emulated.guest.power import PowerAction
+from vm.emulated.image_files import CATALOG_DIRECTORY, ImageFiles
+from vm.emulated.kernel.objects import StatusError
 from vm.emulated.registry import SERVICES
 
 CURRENT_VERSION = "HKLM\\SOFTWARE\\Microsoft\\Windows NT\\CurrentVersion"
@@ -324,10 +326,41 @@ def test_what_was_changed_is_missing_or_is_no_package_is_refused_and_nothing_sta
     assert untouched(prompt)
 
 
-def test_an_image_without_its_signature_is_still_the_one_in_the_catalog(package: Package) -> None:
-    (package.directory / "downlink.sys").write_bytes(made_image() + bytes(-len(made_image()) % 8))
+def test_an_image_without_its_signature_is_the_one_in_the_catalog_and_loads_by_it(
+    package: Package, prompt: Prompt
+) -> None:
+    bare = made_image() + bytes(-len(made_image()) % 8)
+    (package.directory / "downlink.sys").write_bytes(bare)
+    registry = prompt.guest.registry
+    boot.set_testsigning(registry, on=True)
+    boot.begin(registry)
+    images = ImageFiles(prompt.guest.drive, registry, {})
+    stray = prompt.path("stray.sys")
+    stray.write_bytes(bare)
+    with pytest.raises(StatusError):
+        images.open("C:\\Work\\stray.sys")  # no catalog vouches for it yet
 
-    assert package.add().code == 0  # and the load refuses it: the catalog is not consulted there
+    assert package.add().code == 0
+
+    image = registry.get_string(f"{SERVICES}\\Downlink", "ImagePath")
+    assert images.open(image).data == bare
+    assert images.open("C:\\Work\\stray.sys").data == bare  # a catalog vouches for content, wherever it is
+    stray.write_bytes(bare.replace(b"\x01\x02\x03", b"\x01\x02\x04", 1))
+    with pytest.raises(StatusError):
+        images.open("C:\\Work\\stray.sys")
+    (prompt.guest.drive.root / CATALOG_DIRECTORY / "oem0.cat").write_bytes(b"damaged")
+    with pytest.raises(StatusError):
+        images.open(image)
+
+
+def test_a_catalog_does_not_help_without_test_signing(package: Package, prompt: Prompt) -> None:
+    (package.directory / "downlink.sys").write_bytes(made_image() + bytes(-len(made_image()) % 8))
+    assert package.add().code == 0
+
+    with pytest.raises(StatusError):
+        ImageFiles(prompt.guest.drive, prompt.guest.registry, {}).open(
+            prompt.guest.registry.get_string(f"{SERVICES}\\Downlink", "ImagePath")
+        )
 
 
 def test_uninstalling_removes_service_package_and_files(package: Package, prompt: Prompt) -> None:

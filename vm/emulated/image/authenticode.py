@@ -11,7 +11,14 @@ from typing import Any
 
 from vm.emulated.image import der
 from vm.emulated.image.headers import Directory, Headers, read_headers
-from vm.emulated.image.signed_data import HASH_NAMES, UNREADABLE, SignatureError, SignedData, Signer
+from vm.emulated.image.signed_data import (
+    HASH_NAMES,
+    UNREADABLE,
+    SignatureError,
+    SignedData,
+    Signer,
+    UnsignedError,
+)
 
 __all__ = [
     "ALIGNMENT",
@@ -98,13 +105,14 @@ def verify_embedded(data: bytes, name: str = "image") -> SignatureInfo:
     key of the enclosed certificate made the signature. Of several signatures the first is taken, as the kernel does.
 
     Raises:
-        SignatureError: no signature, not readable, digest differs, or not made by the enclosed certificate.
+        UnsignedError: no signature.
+        SignatureError: not readable, digest differs, or not made by the enclosed certificate.
         PackageError: not a PE file.
     """
     headers = read_headers(data, name)
     length = unsigned_length(data, headers, name)
     if length == len(data):
-        raise SignatureError(
+        raise UnsignedError(
             f"'{name}' is not signed.", hint="sign it; './inv build' does so with the test certificate"
         )
     blob = _first_signature(data[length:], name)

@@ -18,6 +18,7 @@ from vm.emulated.guest.commands.pending_files import delete_at_boot, keep_at_boo
 from vm.emulated.guest.commands.session import Guest
 from vm.emulated.guest.commands.setup_log import SetupFailure, SetupLog
 from vm.emulated.guest.drive import WindowsPathError
+from vm.emulated.image_files import CATALOG_DIRECTORY
 from vm.emulated.registry import MissingKeyError, Registry, ValueTypeError
 from vm.inf import Inf, read
 from vm.inf.actions import source_files
@@ -35,7 +36,6 @@ ERROR_NO_CATALOG_FOR_OEM_INF = 0xE000022F
 _DATABASE = "HKLM\\SYSTEM\\DriverDatabase"
 _PACKAGES = f"{_DATABASE}\\DriverPackages"
 _PUBLISHED = f"{_DATABASE}\\DriverInfFiles"
-_CATALOGS = "Windows/System32/CatRoot/{F750E6C3-38EE-11D1-85E5-00C04FC295EE}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +121,7 @@ class DriverStore:
         stem = package.published.removesuffix(".inf")
         self._registry.delete_key(f"{_PUBLISHED}\\{package.published}", recursive=True)
         self._registry.delete_key(f"{_PACKAGES}\\{package.directory}", recursive=True)
-        for path in (root / "Windows" / "INF" / package.published, root / _CATALOGS / f"{stem}.cat"):
+        for path in (root / "Windows" / "INF" / package.published, root / CATALOG_DIRECTORY / f"{stem}.cat"):
             discard(self._guest, path, later=False)
         discard(self._guest, self.host_directory(package.directory), later=later)
 
@@ -171,7 +171,7 @@ class DriverStore:
         stem = package.published.removesuffix(".inf")
         for path, data in (
             (root / "Windows" / "INF" / package.published, inf),
-            (root / _CATALOGS / f"{stem}.cat", catalog),
+            (root / CATALOG_DIRECTORY / f"{stem}.cat", catalog),
         ):
             path.parent.mkdir(parents=True, exist_ok=True)
             self._drive.charge(len(data))
