@@ -132,12 +132,12 @@ def resume(configuration: Configuration, choices: Choices, console: Console) -> 
         record = RunRecord.reopened(run, view)
         configuration.secrets.protect_in(record.log)
         worker = Worker("", machine)
-        address = machine.machine.address()
         console.line(f"following the run '{run.path.name}' on the machine '{machine.name}'")
 
         def follow() -> None:
             deadline = Deadline.after(seconds=configuration.runs.deadline_seconds)
-            with _seeing(machine, record), Guest(address, machine=machine.name, log=record.log) as guest:
+            where = machine.machine.address
+            with _seeing(machine, record), Guest(where, machine=machine.name, log=record.log) as guest:
                 went_down = runner.resume_suite(machine.machine, guest, suite, record, deadline)
                 _afterwards(machine, guest, plan_for(driver, machine.machine), record, mark, went_down)
 

@@ -11,6 +11,7 @@ from harness.doctor.subject import Subject
 from harness.machines import held
 from harness.package import Package
 from harness.remote.guest import Guest
+from harness.remote.readiness import wait_until_ready
 from harness.testing import DEPLOY_SECONDS, resume, test
 from vm.deadline import Deadline
 
@@ -33,6 +34,7 @@ def deploy(configuration: Configuration, choices: Choices, build: Build, console
         address = timed(console, "start the machine", machine.start, where)
         with Guest(address, machine=machine.name) as guest:
             deadline = Deadline.after(seconds=DEPLOY_SECONDS)
+            wait_until_ready(guest, deadline)
             looked = preflight.in_guest(guest, driver, machine.machine, package, deadline)
             console.step(looked.name, looked.detail, looked.seconds)
             done = deployment.deploy(

@@ -11,10 +11,11 @@ from types import MappingProxyType
 
 from harness.deployment import certificate, filters, leftovers, package_mode, service_mode
 from harness.deployment.plan import GUEST_ROOT, PACKAGE_DIRECTORY, Deployment, Plan
-from harness.deployment.steps import OnStep, Steps
+from harness.deployment.steps import OnStep, Step, Steps
 from harness.package import Package
 from harness.remote.channels import ContentError
 from harness.remote.guest import Guest
+from harness.remote.repeating import repeated
 from harness.remote.sync import Sync
 from vm.deadline import Deadline
 from vm.machine import DeploymentMode
@@ -53,35 +54,50 @@ def deploy(
         GuestError: a step failed; the message names the step's command and the hint what to do.
         PackageError: the package lacks a file that is needed.
     """
-    steps = Steps(on_step)
     mode = _MODES[plan.mode]
     image, publisher = package.entry("image").name, package.entry("certificate").name
     mode.check(package, plan)
-    with steps.step("check test signing") as step:
+    steps = Steps(guest, deadline, on_step)
+    volumes: tuple[str, ...] = ()
+
+    def check_test_signing(step: Step) -> None:
         step.detail = certificate.check_test_signing(guest, deadline)
-    with steps.step("trust the certificate") as step:
+
+    def trust(step: Step) -> None:
         step.changed = certificate.trust(guest, package, publisher, deadline)
         step.detail = f"'{publisher}' in Root and TrustedPublisher"
-    with steps.step("remove the older driver") as step:
+
+    def remove_older(step: Step) -> None:
         removed = leftovers.remove_all(guest, plan, deadline, image)
         step.changed = bool(removed)
         step.detail = removed or "there was none"
-    with steps.step("copy the package") as step:
+
+    def copy(step: Step) -> None:
         step.changed, step.detail = _copy(guest, package, deadline)
-    mode.install(guest, package, plan, deadline, steps)
-    with steps.step("load the driver") as step:
-        filters.load(guest, plan, deadline)
+
+    def load(step: Step) -> None:
+        filters.load(guest, plan, deadline, again=step.repeated)
         step.changed = True
         step.detail = f"'{plan.service}'"
-    with steps.step("see that it is attached") as step:
+
+    def see_attached(step: Step) -> None:
+        nonlocal volumes
         volumes = filters.attached(guest, plan, deadline)
         step.detail = f"instance '{plan.instance}' on {', '.join(volumes)}"
+
+    steps.do("check test signing", check_test_signing)
+    steps.do("trust the certificate", trust)
+    steps.do("remove the older driver", remove_older)
+    steps.do("copy the package", copy)
+    mode.install(guest, package, plan, deadline, steps)
+    steps.do("load the driver", load)
+    steps.do("see that it is attached", see_attached)
     return Deployment(plan.service, volumes, tuple(steps.results))
 
 
 def remove(guest: Guest, plan: Plan, deadline: Deadline) -> bool:
     """Unload the driver and remove what installed it; returns False when there was none. Raises as `deploy` does."""
-    return bool(leftovers.remove_all(guest, plan, deadline))
+    return bool(repeated(guest, lambda: leftovers.remove_all(guest, plan, deadline)))
 
 
 def _copy(guest: Guest, package: Package, deadline: Deadline) -> tuple[bool, str]:

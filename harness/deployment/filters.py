@@ -6,7 +6,7 @@ from harness.client import hresult
 from harness.deployment.failures import advise, explain, find_hresult
 from harness.deployment.plan import Plan, UnloadError
 from harness.remote.channels import CommandResult
-from harness.remote.faults import ConnectionLostError, ShellGoneError
+from harness.remote.faults import ConnectionLostError
 from harness.remote.guest import Guest
 from harness.remote.polling import wait_until
 from vm.deadline import Deadline
@@ -47,11 +47,11 @@ def unload(guest: Guest, plan: Plan, deadline: Deadline) -> None:
         )
 
 
-def load(guest: Guest, plan: Plan, deadline: Deadline) -> None:
+def load(guest: Guest, plan: Plan, deadline: Deadline, *, again: bool = False) -> None:
     """Load the filter.
 
     An answer that it is loaded already is waited out for `plan.race_seconds`: its predecessor's image may still be
-    referenced (windows-lab C.3).
+    referenced (windows-lab C.3). With `again`, the connection was lost when it was loaded: then it may be this one.
 
     Raises:
         GuestError: it did not load, and why; or the guest went down.
@@ -61,10 +61,9 @@ def load(guest: Guest, plan: Plan, deadline: Deadline) -> None:
 
     def attempt() -> str | None:
         nonlocal last
-        last = _load_once(guest, plan, deadline)
-        if last.exit_code and find_hresult(last.output) == _SERVICE_ALREADY_RUNNING:
-            return "its predecessor is still there"
-        return None
+        last = guest.run(["fltmc", "load", plan.service], deadline=deadline, check=False)
+        there = last.exit_code and find_hresult(last.output) == _SERVICE_ALREADY_RUNNING
+        return "its predecessor is still there" if there and not again else None
 
     try:
         wait_until(attempt, f"the driver '{plan.service}' to be loaded", limit, machine=guest.machine)
@@ -72,10 +71,12 @@ def load(guest: Guest, plan: Plan, deadline: Deadline) -> None:
         if last is None or not last.exit_code:
             raise
     assert last is not None
-    if not last.exit_code:
+    if not last.exit_code or (again and find_hresult(last.output) == _SERVICE_ALREADY_RUNNING):
         return
     if last.exit_code == SHUTDOWN_IN_PROGRESS:
-        raise _went_down(guest, plan)
+        raise ConnectionLostError(
+            f"the guest went down while it loaded the driver '{plan.service}'", machine=guest.machine
+        )
     code = find_hresult(last.output) or last.exit_code
     raise GuestError(
         f"the driver '{plan.service}' did not load: {explain(code, last.output)}",
@@ -101,18 +102,3 @@ def attached(guest: Guest, plan: Plan, deadline: Deadline) -> tuple[str, ...]:
             machine=guest.machine,
         )
     return tuple(volumes)
-
-
-def _load_once(guest: Guest, plan: Plan, deadline: Deadline) -> CommandResult:
-    try:
-        return guest.run(["fltmc", "load", plan.service], deadline=deadline, check=False)
-    except (ConnectionLostError, ShellGoneError) as error:
-        raise _went_down(guest, plan, error) from error
-
-
-def _went_down(guest: Guest, plan: Plan, *causes: BaseException) -> GuestError:
-    return GuestError(
-        f"the guest went down while it loaded the driver '{plan.service}'",
-        machine=guest.machine,
-        causes=causes,
-    )

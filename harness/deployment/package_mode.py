@@ -9,7 +9,7 @@ from pathlib import PureWindowsPath
 
 from harness.deployment import pnputil, services
 from harness.deployment.plan import PACKAGE_DIRECTORY, Plan
-from harness.deployment.steps import Steps
+from harness.deployment.steps import Step, Steps
 from harness.package import Package, read_identity
 from harness.remote.channels import ContentError
 from harness.remote.guest import Guest
@@ -44,13 +44,16 @@ def check(package: Package, plan: Plan) -> None:
 
 def install(guest: Guest, package: Package, plan: Plan, deadline: Deadline, steps: Steps) -> None:
     """Have pnputil install the package, and see that the service runs the image of this package."""
-    with steps.step("install the package") as step:
+
+    def add(step: Step) -> None:
         added = pnputil.add(guest, str(PACKAGE_DIRECTORY / package.entry("inf").name), deadline)
         image = _check_image(guest, package, plan, added, deadline)
         step.changed = not added.nothing_newer
         step.detail = f"{added.published or 'in the driver store'}, '{image}'"
         if added.restart_needed:
             step.detail += ", pnputil asks for a restart"
+
+    steps.do("install the package", add)
 
 
 def _check_image(

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from harness.deployment.plan import DRIVERS_DIRECTORY, Plan
 from harness.deployment.services import SERVICE_MARKED_FOR_DELETE
-from harness.deployment.steps import Steps
+from harness.deployment.steps import Step, Steps
 from harness.package import Package
 from harness.remote.channels import CommandResult, Upload
 from harness.remote.guest import Guest, failure
 from harness.remote.polling import wait_until
 from vm.deadline import Deadline
 from vm.errors import DeadlineExceededError
+
+_SERVICE_EXISTS = 1073
 
 
 def check(package: Package, plan: Plan) -> None:
@@ -20,16 +22,20 @@ def check(package: Package, plan: Plan) -> None:
 def install(guest: Guest, package: Package, plan: Plan, deadline: Deadline, steps: Steps) -> None:
     """Copy the image to its place and make the service."""
     image = package.entry("image")
-    with steps.step("create the service") as step:
+
+    def create(step: Step) -> None:
         target = str(DRIVERS_DIRECTORY / image.name)
         guest.put([Upload(package.image, target)], deadline)
         guest.verify({target: image.sha256}, deadline)
-        _create_service(guest, plan, target, deadline)
+        _create_service(guest, plan, target, deadline, again=step.repeated)
         step.changed = True
         step.detail = f"'{plan.service}' at altitude {plan.altitude}"
 
+    steps.do("create the service", create)
 
-def _create_service(guest: Guest, plan: Plan, image: str, deadline: Deadline) -> None:
+
+def _create_service(guest: Guest, plan: Plan, image: str, deadline: Deadline, *, again: bool) -> None:
+    """Make the service; with `again`, one that is there may be the one that the first attempt made."""
     command = [
         *("sc", "create", plan.service, "type=", "filesys", "start=", "demand", "error=", "normal"),
         *("binPath=", image, "group=", plan.load_order_group),
@@ -52,7 +58,7 @@ def _create_service(guest: Guest, plan: Plan, image: str, deadline: Deadline) ->
         if last is None or not last.exit_code:
             raise
     assert last is not None
-    if last.exit_code:
+    if last.exit_code and not (again and last.exit_code == _SERVICE_EXISTS):
         raise failure(last, guest.machine)
     # Windows 11 24H2 reads both below 'Parameters', older versions directly below the service key (fact I4).
     for parent in (plan.service_key, rf"{plan.service_key}\Parameters"):

@@ -177,6 +177,10 @@ class LogonError(GuestError):
     """The guest refused the user name and password."""
 
 
+class StatusError(GuestError):
+    """The web server in front of WinRM answered with a status (500, 503) instead of WinRM with a message."""
+
+
 def is_connection_error(error: BaseException) -> bool:
     """True when the connection broke during the request, so that the request may or may not have been carried out."""
     return isinstance(error, _CONNECTION_ERRORS)
@@ -234,7 +238,7 @@ def translate(error: BaseException, doing: str, *, machine: str, where: str) -> 
         )
     if isinstance(error, WinRMTransportError):
         known = STATUSES.get(error.code)
-        return GuestError(
+        return StatusError(
             f"WinRM in the guest answered with HTTP status {error.code} while {doing}",
             hint=f"{known.cause}: {known.cure}" if known else None,
             machine=machine,

@@ -13,6 +13,7 @@ from harness.remote.channels import CommandResult, Commands, ContentError, Files
 from harness.remote.local import LocalCommands, LocalFiles
 from harness.remote.polling import wait_until
 from harness.remote.quoting import COMMAND_LINE_CHARACTERS, command_line
+from harness.remote.repeating import repeated
 from harness.remote.sftp import Sftp
 from harness.remote.sync import Sync, synchronise
 from harness.remote.winrm import WinRm
@@ -94,17 +95,25 @@ class Guest:
         environment: Mapping[str, str] | None = None,
         on_output: Callable[[str], None] | None = None,
         keep_output: bool = True,
+        repeatable: bool = False,
     ) -> CommandResult:
-        """Run one command; see `Commands.run`. With `check`, an exit code other than 0 is a `GuestError`."""
-        result = self.commands.run(
-            command,
-            deadline=deadline,
-            stdin=stdin,
-            directory=directory,
-            environment=environment,
-            on_output=on_output,
-            keep_output=keep_output,
-        )
+        """Run one command; see `Commands.run`. With `check`, an exit code other than 0 is a `GuestError`.
+
+        With `repeatable` it is run once more when the connection was lost in it: for commands that only ask.
+        """
+
+        def once() -> CommandResult:
+            return self.commands.run(
+                command,
+                deadline=deadline,
+                stdin=stdin,
+                directory=directory,
+                environment=environment,
+                on_output=on_output,
+                keep_output=keep_output,
+            )
+
+        result = repeated(self, once) if repeatable else once()
         if check and result.exit_code:
             raise failure(result, self.machine)
         return result
@@ -158,7 +167,7 @@ class Guest:
         """
         for group in _groups(tuple(digests)):
             line = " & ".join(_hash_command(path) for path in group)
-            result = self.run(line, deadline=deadline, check=False)
+            result = self.run(line, deadline=deadline, check=False, repeatable=True)
             found = _digests(result.stdout)
             if len(found) != len(group):
                 # One of them could not be read, and the sequence has one exit code only: ask for each.
@@ -176,7 +185,8 @@ class Guest:
 
     def boot_identity(self, deadline: Deadline) -> str:
         """What tells one boot of this guest from the next."""
-        result = self.run(["reg", "query", BOOT_KEY, "/v", BOOT_VALUE], deadline=deadline)
+        command = ["reg", "query", BOOT_KEY, "/v", BOOT_VALUE]
+        result = self.run(command, deadline=deadline, repeatable=True)
         words = result.stdout.split()
         if BOOT_VALUE not in words[:-1]:
             raise GuestError("the guest does not tell which boot this is", machine=self.machine)
@@ -214,7 +224,7 @@ class Guest:
                 channel.close()
 
     def _hash(self, path: str, deadline: Deadline) -> str:
-        return self.run(_hash_command(path), deadline=deadline, check=False).stdout
+        return self.run(_hash_command(path), deadline=deadline, check=False, repeatable=True).stdout
 
 
 def failure(result: CommandResult, machine: str, *, hint: str | None = None) -> GuestError:

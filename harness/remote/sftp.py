@@ -19,6 +19,7 @@ from harness.log import Log
 from harness.remote.addresses import CurrentAddress
 from harness.remote.channels import Upload as Upload
 from harness.remote.channels import safe_name, transfer
+from harness.remote.faults import ConnectionLostError
 from vm.deadline import Deadline
 from vm.errors import DeadlineExceededError, GuestError
 from vm.machine import GuestAddress
@@ -51,6 +52,8 @@ _HINTS = (
 """What helps, by what SSH or the operating system says."""
 
 _FAILURES = (OSError, paramiko.SSHException, EOFError)
+_LOST = (ConnectionError, paramiko.SSHException, EOFError)
+"""Of these, those after which nobody knows what the guest has done."""
 _T = TypeVar("_T")
 
 
@@ -337,7 +340,8 @@ class Sftp:
                 f"the guest did not answer in time while {doing}", machine=self._machine
             )
         reason = getattr(error, "strerror", None) or str(error) or "the connection was closed"
-        return GuestError(f"SFTP failed while {doing}: {reason}", hint=_hint(reason), machine=self._machine)
+        kind = ConnectionLostError if isinstance(error, _LOST) else GuestError
+        return kind(f"SFTP failed while {doing}: {reason}", hint=_hint(reason), machine=self._machine)
 
     def _disconnect(self) -> None:
         self._directories.clear()

@@ -20,6 +20,7 @@ from xml.sax.saxutils import escape
 from harness.deployment.plan import GUEST_ROOT
 from harness.remote.guest import Guest
 from harness.remote.polling import INTERVAL_SECONDS, wait_until
+from harness.remote.repeating import UNKNOWN_FATE
 from harness.runs import upload
 from harness.runs.journal import Event
 from harness.runs.stream import EventStream
@@ -127,8 +128,14 @@ def start(
     )
     definition = suite.path("task.xml")
     guest.put_bytes(codecs.BOM_UTF16_LE + task.encode("utf-16-le"), definition, deadline)
-    guest.run(["schtasks", "/create", "/tn", suite.task, "/xml", definition, "/f"], deadline=deadline)
-    guest.run(["schtasks", "/run", "/tn", suite.task], deadline=deadline)
+    create = ["schtasks", "/create", "/tn", suite.task, "/xml", definition, "/f"]
+    guest.run(create, deadline=deadline, repeatable=True)
+    try:
+        guest.run(["schtasks", "/run", "/tn", suite.task], deadline=deadline)
+    except UNKNOWN_FATE as error:
+        # If it was started its status tells; starting it twice would run the suite twice.
+        guest.log.write(f"the task may have been started: {error.message}")
+        guest.reconnect()
     status = _Tail(guest, suite.path(_STATUS_FILE))
     try:
         wait_until(
@@ -270,7 +277,9 @@ def _errors(guest: Guest, suite: DetachedSuite, deadline: Deadline) -> str:
 
 def _python(guest: Guest, deadline: Deadline) -> str:
     """Full path of the guest's Python: SYSTEM does not have the PATH of whoever logged on."""
-    found = guest.run(["where", "python"], deadline=deadline, check=False).stdout.splitlines()
+    found = guest.run(
+        ["where", "python"], deadline=deadline, check=False, repeatable=True
+    ).stdout.splitlines()
     path = next((line.strip() for line in found if PureWindowsPath(line.strip()).is_absolute()), None)
     if path is None:
         raise GuestError(

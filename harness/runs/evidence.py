@@ -85,7 +85,9 @@ def crashes(guest: Guest, since: Mark, deadline: Deadline) -> tuple[CrashReport,
 
 def events_since(guest: Guest, log: str, since: Mark, deadline: Deadline) -> Iterator[LoggedEvent]:
     """The events of a log that are newer than the mark."""
-    result = guest.run(["wevtutil", "qe", log, f"/q:{_query(since, log)}", "/f:xml"], deadline=deadline)
+    result = guest.run(
+        ["wevtutil", "qe", log, f"/q:{_query(since, log)}", "/f:xml"], deadline=deadline, repeatable=True
+    )
     text = _NOT_IN_XML.sub("", result.stdout)
     try:
         root = ElementTree.fromstring(f"<Events>{text}</Events>")
@@ -135,7 +137,7 @@ def _noting(missing: list[str], what: str) -> Iterator[None]:
 
 def _newest(guest: Guest, log: str, deadline: Deadline) -> int:
     """The newest record number of a log, 0 for an empty one; `gli` prints property names, which are not localised."""
-    said = guest.run(["wevtutil", "gli", log], deadline=deadline)
+    said = guest.run(["wevtutil", "gli", log], deadline=deadline, repeatable=True)
     values: dict[str, int] = {}
     for line in said.stdout.splitlines():
         name, _, value = line.partition(":")

@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 
 from harness.deployment.plan import GUEST_ROOT
 from harness.remote.guest import Guest
+from harness.remote.repeating import repeated
 from harness.remote.sync import Sync
 from vm.deadline import Deadline
 from vm.errors import ConfigurationError
@@ -77,7 +78,11 @@ def send(guest: Guest, files: SuiteFiles, deadline: Deadline, *, manifest: str =
     """Make the guest have exactly `files`, as far as the manifest knows, and say what that took; see `Guest.sync`."""
     sources = {str(name): path for name, path in files.sources.items()}
     digests = {str(name): digest for name, digest in files.digests.items()}
-    return guest.sync(sources, str(GUEST_ROOT), deadline, manifest=manifest, digests=digests)
+
+    def sync() -> Sync:
+        return guest.sync(sources, str(GUEST_ROOT), deadline, manifest=manifest, digests=digests)
+
+    return repeated(guest, sync)
 
 
 def _files(directory: Path) -> Iterator[Path]:

@@ -31,7 +31,7 @@ from harness.remote.winrm import CommandResult
 from vm.deadline import Deadline
 from vm.emulated.computer import FilterInformation, InstanceInformation, VolumeInformation
 from vm.emulated.registry import Registry
-from vm.errors import MachineError
+from vm.errors import DeadlineExceededError, MachineError
 from vm.machine import Abilities, Condition, Credentials, GuestAddress, MachineState
 
 Answer = tuple[int, str]
@@ -51,6 +51,20 @@ class ScriptedGuest:
         self.commands: list[str] = []
         self.files: dict[str, bytes] = {}
         self.log = Log()
+        self.boot = "7"
+        self.reconnects = 0
+        self.comes_back = True
+
+    def boot_identity(self, deadline: Deadline) -> str:
+        return self.boot
+
+    def reconnect(self) -> None:
+        self.reconnects += 1
+
+    def wait_for_boot(self, previous: str | None, deadline: Deadline) -> str:
+        if not self.comes_back:
+            raise DeadlineExceededError("the guest did not come back", machine=self.machine)
+        return self.boot
 
     def run(
         self, command: Sequence[str] | str, *, deadline: Deadline, check: bool = True, **_: Any

@@ -269,10 +269,70 @@ def test_a_package_without_a_certificate_is_refused_before_the_guest_is_asked_an
     assert guest.commands == []
 
 
-def test_a_guest_that_goes_down_in_the_load_is_told_apart_from_a_load_that_fails(package: Package) -> None:
+@pytest.mark.parametrize(
+    ("command", "step"),
+    [("fltmc load", "load the driver"), ("fltmc instances", "see that it is attached")],
+)
+def test_a_guest_that_restarts_in_a_step_is_told_with_the_step(
+    package: Package, command: str, step: str
+) -> None:
+    guest = healthy()
+
+    def lose(line: str) -> Answer:
+        guest.boot = "8"
+        raise ConnectionLostError("the connection was lost")
+
+    guest.answers[command] = lose
+    with pytest.raises(GuestError, match=f"went down during the step '{step}' and has restarted") as raised:
+        deploy(guest, package, PLAN, soon())  # type: ignore[arg-type]
+    assert "the connection was lost" in str(raised.value.causes[0])
+    assert sum(line.startswith(command) for line in guest.commands) == 1
+
+
+def test_a_guest_that_shuts_down_in_the_load_is_told_apart_from_a_load_that_fails(package: Package) -> None:
+    guest = healthy(fltmc_load=(1115, "A system shutdown is in progress."))
+    guest.comes_back = False
+
+    with pytest.raises(GuestError, match="during the step 'load the driver' and did not come back"):
+        deploy(guest, package, PLAN, soon())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        *("bcdedit", "certutil -store", "sc query", "sc create", "reg add"),
+        *("fltmc load", "fltmc instances"),
+    ],
+)
+@pytest.mark.parametrize("acted", [False, True])
+def test_a_connection_that_is_lost_in_a_step_costs_one_more_attempt(
+    package: Package, command: str, acted: bool
+) -> None:
+    """The guest may or may not have acted on the command whose answer was lost; neither may break the deployment."""
+    guest = healthy()
+    usual = guest.answers.get(command, (0, ""))
+    already = {"sc create": (1073, "exists"), "fltmc load": (0x80070420, "failed with error: 0x80070420")}
+    lost: list[str] = []
+
+    def lose_once(line: str) -> Answer:
+        if not lost:
+            lost.append(line)
+            raise ConnectionLostError("the connection was lost")
+        if acted and command in already:
+            return already[command]
+        return usual(line) if callable(usual) else usual
+
+    guest.answers[command] = lose_once
+
+    assert deploy(guest, package, PLAN, soon()).volumes  # type: ignore[arg-type]
+    assert lost and guest.reconnects == 1
+
+
+def test_a_connection_that_is_lost_twice_in_a_step_is_the_error(package: Package) -> None:
     def lose(line: str) -> Answer:
         raise ConnectionLostError("the connection was lost")
 
-    for answer in ((1115, "A system shutdown is in progress."), lose):
-        with pytest.raises(GuestError, match="went down while it loaded the driver 'Sample'"):
-            deploy(healthy(fltmc_load=answer), package, PLAN, soon())  # type: ignore[arg-type]
+    guest = healthy(fltmc_load=lose)
+    with pytest.raises(ConnectionLostError):
+        deploy(guest, package, PLAN, soon())  # type: ignore[arg-type]
+    assert guest.reconnects == 2

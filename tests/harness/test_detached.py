@@ -51,7 +51,9 @@ class FilesOfAGuest:
     def put_bytes(self, content: bytes, target: str, deadline: Deadline) -> None:
         self.place(target).write_bytes(content)
 
-    def run(self, command: list[str], *, deadline: Deadline, check: bool = True) -> CommandResult:
+    def run(
+        self, command: list[str], *, deadline: Deadline, check: bool = True, repeatable: bool = False
+    ) -> CommandResult:
         self.commands.append(command)
         self.on_command(command)
         output = "C:\\Python\\python.exe\r\n" if command[0] == "where" else ""

@@ -56,7 +56,9 @@ class GuestWithLogs:
         self.commands: list[str] = []
         self.broken: set[str] = set()
 
-    def run(self, command: list[str], *, deadline: Deadline, check: bool = True) -> CommandResult:
+    def run(
+        self, command: list[str], *, deadline: Deadline, check: bool = True, repeatable: bool = False
+    ) -> CommandResult:
         line = " ".join(command)
         self.commands.append(line)
         if command[0] in self.broken:
