@@ -20,6 +20,7 @@ from typing import Any
 from harness.image import check_image
 from harness.toolchain.source import BuildResult
 from vm.errors import PackageError
+from vm.inf import read as read_inf
 
 MANIFEST_NAME = "manifest.json"
 _FORMAT = 1
@@ -198,26 +199,23 @@ def read_identity(inf: Path) -> DriverIdentity:
     Raises:
         PackageError: one of them is not in it, or it names two different ones.
     """
-    text = inf.read_text(encoding="utf-8-sig")
-    strings = {
-        match[1].lower(): match[2]
-        for match in re.finditer(r'(?m)^\s*([\w.]+)\s*=\s*"([^"]*)"', _section(text, "Strings"))
-    }
+    found: dict[str, set[str]] = {"service": set(), "default instance": set(), "altitude": set()}
+    for _, entry in read_inf(inf.read_bytes()).entries():
+        if entry.name == "addservice":
+            found["service"].add(entry.text(0))
+        elif entry.key is None and entry.text(0).upper() == "HKR":
+            what = {"defaultinstance": "default instance", "altitude": "altitude"}.get(entry.text(2).lower())
+            if what is not None:
+                found[what].add(entry.text(4))
 
-    def only(what: str, pattern: str) -> str:
-        values = {
-            _expand(match, strings) for match in re.findall(pattern, text, re.IGNORECASE | re.MULTILINE)
-        }
+    def only(what: str) -> str:
+        values = sorted(found[what])
         if len(values) != 1:
-            found = ", ".join(f"'{value}'" for value in sorted(values)) or "none"
-            raise PackageError(f"'{inf.name}' must name exactly one {what}, found {found}")
-        return values.pop()
+            names = ", ".join(f"'{value}'" for value in values) or "none"
+            raise PackageError(f"'{inf.name}' must name exactly one {what}, found {names}")
+        return values[0]
 
-    return DriverIdentity(
-        service=only("service", r"^\s*AddService\s*=\s*([^,\s]+)"),
-        instance=only("default instance", r'"DefaultInstance"\s*,\s*0x0+\s*,\s*("[^"]*"|%[^%]+%)'),
-        altitude=only("altitude", r'"Altitude"\s*,\s*0x0+\s*,\s*("[^"]*"|%[^%]+%)'),
-    )
+    return DriverIdentity(only("service"), only("default instance"), only("altitude"))
 
 
 def source_revision(repository: Path) -> SourceRevision:
@@ -366,15 +364,3 @@ def _one_of(value: Any, allowed: Iterable[str]) -> str:
     if value not in allowed:
         raise ValueError(f"'{value}' is no role")
     return str(value)
-
-
-def _section(text: str, name: str) -> str:
-    match = re.search(rf"(?ims)^\s*\[{re.escape(name)}\]\s*$(.*?)(?=^\s*\[|\Z)", text)
-    return match[1] if match else ""
-
-
-def _expand(value: str, strings: Mapping[str, str]) -> str:
-    """An INF value without quotes and with its `%token%` replaced."""
-    value = value.strip().strip('"')
-    token = re.fullmatch(r"%([^%]+)%", value)
-    return strings.get(token[1].lower(), value) if token else value

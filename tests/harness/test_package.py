@@ -262,6 +262,13 @@ def test_a_build_without_an_inf_needs_an_identity(result: BuildResult, tmp_path:
     assert load_package(package.directory).manifest.driver.altitude == "370030"
 
 
+def test_an_inf_in_utf_16_names_the_same_as_one_in_ascii(tmp_path: Path) -> None:
+    text = (ROOT / "driver" / "downlink.inf").read_text(encoding="utf-8")
+    (tmp_path / "x.inf").write_text(text, encoding="utf-16")
+
+    assert read_identity(tmp_path / "x.inf") == read_identity(ROOT / "driver" / "downlink.inf")
+
+
 def test_an_inf_that_names_two_altitudes_is_refused(tmp_path: Path) -> None:
     inf = tmp_path / "x.inf"
     text = (ROOT / "driver" / "downlink.inf").read_text(encoding="utf-8")
