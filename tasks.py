@@ -35,6 +35,9 @@ def task(**options: Any) -> Callable[[Callable[..., int | None]], Any]:
                 with interrupts.signals_interrupt():
                     status = body(*arguments, **values)
             except DownlinkError as error:
+                from harness.symptoms.advice import advise
+
+                advise(error)
                 raise Exit(ci.render(error), code=error.exit_status) from error
             except KeyboardInterrupt as interrupt:
                 raise Exit("interrupted", code=interrupts.exit_status(interrupt)) from interrupt

@@ -15,6 +15,7 @@ from harness.runs.directory import RunDirectory
 from harness.runs.journal import Event, Journal, read
 from harness.runs.results import Results, collect
 from harness.runs.view import RunView
+from harness.symptoms.advice import advise
 from vm.errors import DownlinkError
 from vm.machine import CrashReport
 
@@ -68,6 +69,7 @@ class RunRecord:
 
     def problem(self, error: DownlinkError) -> None:
         """Write down what went wrong outside of any test."""
+        advise(error)
         self.journal.write("problem", text=error.message, hint=error.hint)
 
     def crash(self, report: CrashReport) -> None:

@@ -11,7 +11,9 @@ from harness.client import hresult
 from harness.deployment import failures
 from harness.remote import faults
 from harness.symptoms import Place, Symptom, all_symptoms, by_id, driver, matching
+from harness.symptoms.advice import advise
 from harness.symptoms.document import COMMAND, PATH, document
+from vm.errors import GuestError
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 
@@ -101,3 +103,46 @@ def test_the_page_has_every_row_once_and_its_links_lead_somewhere() -> None:
     for target in re.findall(r"\]\(#([^)]+)\)", page):
         assert target in headings | set(anchors)
     assert all(line.count(" | ") == 2 for line in page.splitlines() if line.startswith("| <a"))
+
+
+@pytest.mark.parametrize(
+    ("message", "identifier"),
+    [
+        ("'copy a b' returned 1: There is not enough space on the disk.", "disk-full"),
+        (
+            "'Get-Machine' failed: Get-VM : You do not have the required permission to do this",
+            "hyperv-no-rights",
+        ),
+        ("'fltmc load X' returned 1: Load failed with error: 0x800700c1", "load-800700c1"),
+        ("'pnputil /add-driver x.inf' returned 3010", "pnputil-3010"),
+    ],
+)
+def test_an_error_without_a_hint_gets_the_cure_of_what_it_shows(message: str, identifier: str) -> None:
+    error = GuestError(message)
+    advise(error)
+    assert error.hint == by_id(identifier).cure
+
+
+def test_an_error_is_advised_by_its_causes_too_and_never_loses_its_own_hint() -> None:
+    cause = OSError("No space left on device")
+    error = GuestError("the file cannot be written", causes=[cause])
+    advise(error)
+    assert error.hint == by_id("disk-full").cure
+    own = GuestError("No space left on device", hint="mine")
+    advise(own)
+    assert own.hint == "mine"
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "'certutil -store Root' returned 0x80070002: the system cannot find the file",
+        "'type a.txt' returned 259: more data",
+        "there were 1072 files",
+        "all is well",
+    ],
+)
+def test_a_number_of_another_program_gets_no_hint(message: str) -> None:
+    error = GuestError(message)
+    advise(error)
+    assert error.hint is None
