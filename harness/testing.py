@@ -28,7 +28,7 @@ from harness.runs.share import Share, shares
 from harness.runs.view import RunView
 from vm.deadline import Deadline
 from vm.errors import ConfigurationError, DownlinkError, MachineError
-from vm.machine import GuestAddress, MachineState
+from vm.machine import MachineState
 
 DEPLOY_SECONDS = 120
 UNLOAD_SECONDS = 60
@@ -77,7 +77,7 @@ def test(configuration: Configuration, choices: Choices, build: Build, console: 
     with held(configuration, choices.machine, driver, choices.checkpoint) as machine:
         workers = _workers(configuration, machine, driver, choices.workers)
         try:
-            package, addresses, steps = _build_while_starting(workers, build, console)
+            package, steps = _build_while_starting(workers, build, console)
             view = RunView(console)
             runs = configuration.runs
             record = RunRecord(runs.directory, machine.name, keep=runs.keep, view=view)
@@ -100,9 +100,7 @@ def test(configuration: Configuration, choices: Choices, build: Build, console: 
             )
             deadline = Deadline.after(seconds=runs.deadline_seconds)
             job = _Job(configuration, driver, request, package, record, deadline, choices.checkpoint)
-            status = _guarded(
-                record, workers, lambda: _run_all(job, workers, addresses), configuration, started
-            )
+            status = _guarded(record, workers, lambda: _run_all(job, workers), configuration, started)
         finally:
             _stop(workers)
     results = record.results
@@ -136,8 +134,8 @@ def resume(configuration: Configuration, choices: Choices, console: Console) -> 
 
         def follow() -> None:
             deadline = Deadline.after(seconds=configuration.runs.deadline_seconds)
-            where = machine.machine.address
-            with _seeing(machine, record), Guest(where, machine=machine.name, log=record.log) as guest:
+            where_now = machine.machine.address
+            with _seeing(machine, record), Guest(where_now, machine=machine.name, log=record.log) as guest:
                 went_down = runner.resume_suite(machine.machine, guest, suite, record, deadline)
                 _afterwards(machine, guest, plan_for(driver, machine.machine), record, mark, went_down)
 
@@ -169,7 +167,7 @@ def _workers(
 
 def _build_while_starting(
     workers: tuple[Worker, ...], build: Build, console: Console
-) -> tuple[Package, list[GuestAddress], list[StepResult]]:
+) -> tuple[Package, list[StepResult]]:
     """Build, and bring the machines up meanwhile: each takes about a second, and neither needs the other."""
     steps: list[StepResult] = []
     with ThreadPoolExecutor(len(workers)) as beside:
@@ -177,11 +175,9 @@ def _build_while_starting(
         package = timed(console, "build", build, lambda made: f"'{relative(made.directory)}'", steps)
         for worker in workers:
             worker.machine.check(package)
-        addresses = [
+        for worker, begun in zip(workers, starting, strict=True):
             timed(console, f"start the machine '{worker.machine.name}'", begun.result, where, steps)
-            for worker, begun in zip(workers, starting, strict=True)
-        ]
-    return package, addresses, steps
+    return package, steps
 
 
 def _guarded(
@@ -210,16 +206,13 @@ def _guarded(
     return status
 
 
-def _run_all(job: _Job, workers: tuple[Worker, ...], addresses: list[GuestAddress]) -> None:
+def _run_all(job: _Job, workers: tuple[Worker, ...]) -> None:
     """Every worker to its verdict; the first that fails on the way is the error of all, when all have ended."""
     if len(workers) == 1:
-        _to_the_verdict(job, workers[0], addresses[0])
+        _to_the_verdict(job, workers[0])
         return
     with ThreadPoolExecutor(len(workers)) as pool:
-        running = [
-            pool.submit(_to_the_verdict, job, worker, address)
-            for worker, address in zip(workers, addresses, strict=True)
-        ]
+        running = [pool.submit(_to_the_verdict, job, worker) for worker in workers]
         try:
             wait(running)
         except BaseException:
@@ -232,11 +225,13 @@ def _run_all(job: _Job, workers: tuple[Worker, ...], addresses: list[GuestAddres
         job.record.write("problem", text="no test matches the selection")
 
 
-def _to_the_verdict(job: _Job, worker: Worker, address: GuestAddress) -> None:
+def _to_the_verdict(job: _Job, worker: Worker) -> None:
     """Deploy, run the suite, unload, and ask the machine how it came through."""
     machine, record = worker.machine, job.record
     plan = plan_for(job.driver, machine.machine)
-    with _seeing(machine, record), Guest(address, machine=machine.name, log=record.log) as guest:
+    # Not the address itself: after a restart the guest may have another one.
+    where_now = machine.machine.address
+    with _seeing(machine, record), Guest(where_now, machine=machine.name, log=record.log) as guest:
 
         def on_step(step: StepResult) -> None:
             record.step(replace(step, name=f"{worker.name}: {step.name}") if worker.name else step)

@@ -20,32 +20,39 @@ class CurrentAddress:
     def __init__(self, given: GuestAddress | Callable[[], GuestAddress]) -> None:
         self._ask = given if callable(given) else None
         self._known = None if callable(given) else given
+        self._stale = False
         self._lock = threading.Lock()
 
     def get(self) -> GuestAddress:
         """The last address known; raises what the function raises when there is none yet."""
         with self._lock:
-            if self._known is None:
-                assert self._ask is not None
-                self._known = self._ask()
-            return self._known
+            known = self._known
+            stale, self._stale = self._stale, False
+        if known is None or stale:
+            return self._asked(known)
+        return known
 
     def refresh(self) -> GuestAddress:
         """Ask again. A machine that cannot tell at the moment (it restarts) leaves the last one standing."""
         with self._lock:
-            before = self._known
-        if self._ask is None or before is None:
-            return self.get()
+            known, self._stale = self._known, False
+        return self._asked(known)
+
+    def forget(self) -> None:
+        """Have the next `get` ask again."""
+        with self._lock:
+            self._stale = True
+
+    def _asked(self, known: GuestAddress | None) -> GuestAddress:
+        if self._ask is None:
+            assert known is not None
+            return known
         try:
             now = self._ask()
         except DownlinkError:
-            return before
+            if known is None:
+                raise
+            return known
         with self._lock:
             self._known = now
         return now
-
-    def forget(self) -> None:
-        """Have the next `get` ask; without effect for an address that is fixed."""
-        if self._ask is not None:
-            with self._lock:
-                self._known = None
