@@ -28,6 +28,7 @@ from vm.emulated.image.catalog import (
     is_image,
     member_digest,
 )
+from vm.emulated.image.page_hashes import page_hashes
 from vm.errors import PackageError
 
 _OS_NAMES = {"x64": "_v100_X64", "arm64": "_v100_ARM64"}
@@ -45,7 +46,13 @@ class _Entry:
     encoded: bytes
 
 
-def make_catalog(files: Mapping[str, bytes], identity: SigningIdentity, architecture: str = "x64") -> bytes:
+def make_catalog(
+    files: Mapping[str, bytes],
+    identity: SigningIdentity,
+    architecture: str = "x64",
+    *,
+    hash_pages: bool = False,
+) -> bytes:
     """The signed catalog of a driver package.
 
     In effect from the day on which the certificate is: a guest whose clock lags behind takes it all the same, and the
@@ -54,13 +61,16 @@ def make_catalog(files: Mapping[str, bytes], identity: SigningIdentity, architec
     Args:
         files: content by file name: the image as it is signed, and the INF as it is stamped.
         architecture: "x64" or "arm64".
+        hash_pages: whether images have page hashes in it, as by Inf2Cat's `/pageHashes`, which is not its default.
 
     Raises:
         PackageError: there are no files, two have the same content, or an image is none.
     """
     if not files:
         raise PackageError("a catalog of no files vouches for nothing")
-    entries = sorted((_entry(name, data) for name, data in files.items()), key=lambda each: each.digest)
+    entries = sorted(
+        (_entry(name, data, hash_pages) for name, data in files.items()), key=lambda each: each.digest
+    )
     if len({entry.digest for entry in entries}) != len(entries):
         raise PackageError("two files of the package have the same content, a catalog cannot tell them apart")
     members = [entry.encoded for entry in entries]
@@ -76,13 +86,14 @@ def make_catalog(files: Mapping[str, bytes], identity: SigningIdentity, architec
     return signed_data(CERTIFICATE_TRUST_LIST, trust_list, identity)
 
 
-def _entry(name: str, data: bytes) -> _Entry:
+def _entry(name: str, data: bytes, hash_pages: bool) -> _Entry:
     digest = member_digest(data, name)
     image = is_image(data)
+    hashes = page_hashes(data, name) if image and hash_pages else None
     attributes = [
         attribute(NAME_VALUE, _name_value("File", name.lower())),
         attribute(NAME_VALUE, _name_value("OSAttr", _OS_ATTRIBUTE)),
-        attribute(SPC_INDIRECT_DATA, indirect_data(digest) if image else _flat_data(digest)),
+        attribute(SPC_INDIRECT_DATA, indirect_data(digest, hashes) if image else _flat_data(digest)),
         attribute(MEMBER_INFO_2, der.encode(IMAGE_INFO if image else FLAT_INFO)),
     ]
     return _Entry(digest, der.sequence(der.encode(der.OCTET_STRING, digest), der.encode_set_of(attributes)))

@@ -6,7 +6,7 @@ from __future__ import annotations
 import struct
 
 from harness.signing.identity import SigningIdentity
-from harness.signing.signed_data import SHA256, algorithm, signed_data
+from harness.signing.signed_data import SHA256, algorithm, attribute, signed_data
 from vm.emulated.image import der
 from vm.emulated.image.authenticode import (
     ALIGNMENT,
@@ -20,19 +20,26 @@ from vm.emulated.image.authenticode import (
 )
 from vm.emulated.image.checksum import pe_checksum
 from vm.emulated.image.headers import Directory, Headers, read_headers
+from vm.emulated.image.page_hashes import CLASS_ID, PAGE_HASHES_2, page_hashes
 from vm.errors import PackageError
 
 __all__ = ["image_is_signed", "sign_image", "strip_signature"]
 
 
 def sign_image(
-    data: bytes, identity: SigningIdentity, *, description: str = "", name: str = "image"
+    data: bytes,
+    identity: SigningIdentity,
+    *,
+    description: str = "",
+    name: str = "image",
+    hash_pages: bool = False,
 ) -> bytes:
     """The PE file `data` with a SHA-256 Authenticode signature; an older signature is replaced.
 
     Args:
         description: program name shown by Windows; empty for none.
         name: what messages call the image.
+        hash_pages: whether every page gets a digest of its own, as by `signtool /ph`.
 
     Raises:
         PackageError: not a PE file, has no place for a signature, or carries bytes behind its certificate table.
@@ -41,7 +48,10 @@ def sign_image(
     image += bytes(-len(image) % ALIGNMENT)
     signature = signed_data(
         SPC_INDIRECT_DATA,
-        indirect_data(authenticode_digest(bytes(image), name=name)),
+        indirect_data(
+            authenticode_digest(bytes(image), name=name),
+            page_hashes(bytes(image), name) if hash_pages else None,
+        ),
         identity,
         description=description,
     )
@@ -78,12 +88,31 @@ def _with_checksum(image: bytearray, headers: Headers) -> bytes:
     return bytes(image)
 
 
-def indirect_data(digest: bytes) -> bytes:
-    """SpcIndirectDataContent of an image with that SHA-256 digest."""
-    # SpcPeImageData with empty flags and file [0] -> [2] -> [0] "", byte for byte what signtool writes.
-    empty_file = der.explicit(0, der.explicit(2, der.encode(der.context(0, constructed=False))))
-    image_data = der.sequence(der.encode(der.BIT_STRING, b"\0"), empty_file)
+def indirect_data(digest: bytes, hashes: bytes | None = None) -> bytes:
+    """SpcIndirectDataContent of an image with that SHA-256 digest.
+
+    Args:
+        hashes: its page hashes; None leaves them out.
+    """
+    # SpcPeImageData with empty flags; without page hashes its file is [0] -> [2] -> [0] "", byte for byte what
+    # signtool writes.
+    file = (
+        der.explicit(2, der.encode(der.context(0, constructed=False)))
+        if hashes is None
+        else _serialised(hashes)
+    )
+    image_data = der.sequence(der.encode(der.BIT_STRING, b"\0"), der.explicit(0, file))
     return der.sequence(
         der.sequence(der.encode_oid(SPC_PE_IMAGE_DATA), image_data),
         der.sequence(algorithm(SHA256), der.encode(der.OCTET_STRING, digest)),
+    )
+
+
+def _serialised(hashes: bytes) -> bytes:
+    """SpcLink [1] with a SpcSerializedObject that holds page hashes."""
+    content = der.encode_set_of([attribute(PAGE_HASHES_2, der.encode(der.OCTET_STRING, hashes))])
+    return der.encode(
+        der.context(1, constructed=True),
+        der.encode(der.OCTET_STRING, CLASS_ID),
+        der.encode(der.OCTET_STRING, content),
     )

@@ -21,7 +21,7 @@ from tests.harness.test_signing import (
     signify,
 )
 from vm.emulated.image import der
-from vm.emulated.image.authenticode import authenticode_digest
+from vm.emulated.image.authenticode import authenticode_digest, verify_embedded
 from vm.emulated.image.catalog import (
     CATALOG_LIST,
     CATALOG_MEMBER_1,
@@ -31,6 +31,7 @@ from vm.emulated.image.catalog import (
     read_catalog,
     verify_catalog,
 )
+from vm.emulated.image.page_hashes import PAGE_HASHES_2, page_hashes
 from vm.emulated.image.signed_data import SignatureError
 from vm.errors import PackageError
 
@@ -334,3 +335,60 @@ def _osslsigncode(catalog: bytes, image: bytes, identity: SigningIdentity, direc
     (directory / "x.sys").write_bytes(image)
     (directory / "x.cat").write_bytes(catalog)
     return _run(directory, "verify", "-catalog", "x.cat", "-CAfile", "ca.pem", "-in", "x.sys", check=False)
+
+
+def hashes_in(signature: bytes) -> bytes:
+    """The page hashes that a signature or a catalog encloses."""
+    marker = der.encode_oid(PAGE_HASHES_2)
+    at = signature.index(marker) + len(marker)
+    (hashes,) = der.decode(signature[at:]).expect(der.SET).children()
+    return hashes.expect(der.OCTET_STRING).contents
+
+
+@needs_osslsigncode
+@pytest.mark.parametrize("size", [1, 1003, 4096, 4097, 20000])
+def test_page_hashes_are_those_that_osslsigncode_makes(identity: SigningIdentity, tmp_path: Path, size: int):
+    pem = serialization.Encoding.PEM
+    key = identity._key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    (tmp_path / "key.pem").write_bytes(key)
+    certificate = x509.load_der_x509_certificate(identity.certificate_der)
+    (tmp_path / "cert.pem").write_bytes(certificate.public_bytes(pem))
+    (tmp_path / "x.sys").write_bytes(made_image(size))
+    _run(
+        tmp_path,
+        *("sign", "-h", "sha256", "-ph", "-certs", "cert.pem", "-key", "key.pem"),
+        *("-in", "x.sys", "-out", "theirs.sys"),
+    )
+    theirs = (tmp_path / "theirs.sys").read_bytes()
+    ours = sign_image(made_image(size), identity, hash_pages=True)
+
+    assert hashes_in(ours) == hashes_in(theirs) == page_hashes(made_image(size)) == page_hashes(ours)
+    assert verify_embedded(ours).thumbprint == verify_embedded(theirs).thumbprint == identity.thumbprint
+
+
+@needs_osslsigncode
+def test_osslsigncode_accepts_page_hashes_in_a_signature_and_in_a_catalog(
+    identity: SigningIdentity, tmp_path: Path
+):
+    image = sign_image(made_image(9000), identity, hash_pages=True)
+    catalog = make_catalog({"x.sys": image, "x.inf": INF}, identity, hash_pages=True)
+
+    assert hashes_in(catalog) == page_hashes(image)
+    assert verify_catalog(catalog).member_for(image, "x.sys") is not None
+    result = _osslsigncode(catalog, image, identity, tmp_path)
+    assert result.returncode == 0, result.stdout
+    embedded = _run(tmp_path, "verify", "-CAfile", "ca.pem", "-in", "x.sys", check=False)
+    assert embedded.returncode == 0 and "Page hash" in embedded.stdout and "MISMATCH" not in embedded.stdout
+
+
+def test_signify_accepts_page_hashes(signify: Any, identity: SigningIdentity):
+    image = sign_image(made_image(9000), identity, hash_pages=True)
+    catalog = make_catalog({"x.sys": image, "x.inf": INF}, identity, hash_pages=True)
+
+    assert _signify(signify, image, catalog, identity) == "OK"
+
+
+def test_page_hashes_are_left_out_unless_they_are_asked_for(
+    catalog: bytes, image: bytes, identity: SigningIdentity
+):
+    assert der.encode_oid(PAGE_HASHES_2) not in catalog + image
