@@ -20,7 +20,7 @@ from winrm.exceptions import (
 from harness.log import Log
 from harness.remote import winrm
 from harness.remote.addresses import CurrentAddress
-from harness.remote.faults import ConnectionLostError, LogonError, ShellGoneError, translate
+from harness.remote.faults import ConnectionLostError, LogonError, ShellGoneError, StatusError, translate
 from harness.remote.quoting import command_line, quotable, quote
 from vm.deadline import Deadline
 from vm.errors import DeadlineExceededError, GuestError
@@ -290,7 +290,7 @@ def test_such_a_shell_is_deleted_also_when_the_command_does_not_start(
         (fault(2150859173), GuestError, "its quota of shells is used up"),
         (fault(2150858790), GuestError, "larger than it accepts"),
         (fault(424242), GuestError, "reason of 424242"),
-        (WinRMTransportError("http", 500, ""), GuestError, "HTTP status 500"),
+        (WinRMTransportError("http", 500, ""), StatusError, "HTTP status 500"),
         (RESET, ConnectionLostError, "was lost"),
         (StopIteration(), GuestError, "something that is not WinRM"),
     ],
