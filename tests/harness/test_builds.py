@@ -82,6 +82,18 @@ def test_a_package_of_an_older_harness_without_a_catalog_is_made_anew(settings: 
     assert build(settings).path("catalog") is not None
 
 
+def test_a_package_whose_manifest_does_not_say_what_is_experimental_is_made_anew(
+    settings: Configuration,
+) -> None:
+    made = build(settings)
+    path = made.directory / "manifest.json"
+    manifest = json.loads(path.read_text(encoding="utf-8"))
+    del manifest["experimental"]
+    path.write_text(json.dumps(manifest), encoding="utf-8")
+
+    assert build(settings).manifest.experimental == ("catalog", "signature")
+
+
 def test_a_new_certificate_makes_a_new_package_of_the_same_image(settings: Configuration) -> None:
     first = build(settings)
     shutil.rmtree(settings.root / ".cache" / "signing")

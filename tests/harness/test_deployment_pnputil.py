@@ -285,6 +285,36 @@ def test_the_causes_hold_the_section_that_this_attempt_has_written_and_no_other(
     assert "other.inf" not in text and text.count("<<<  [Exit status") == 1
 
 
+def test_of_a_log_that_has_grown_by_much_the_end_is_read(package: Package) -> None:
+    guest = guest_with(package)
+    noise = "     sto: something else\n" * 40000
+
+    def refuse(line: str) -> Answer:
+        guest.files[pnputil.LOG] = (noise + LOG).encode()
+        return (0xE000024B, "Failed")
+
+    guest.answers["pnputil /add-driver"] = refuse
+    with pytest.raises(GuestError) as caught:
+        deploy(guest, package, PLAN, soon())  # type: ignore[arg-type]
+
+    assert "Verifying file against specific (valid) catalog failed" in caught.value.render()
+
+
+def test_a_log_that_was_begun_anew_is_read_from_its_beginning(package: Package) -> None:
+    guest = guest_with(package)
+    guest.files[pnputil.LOG] = LOG.encode() * 3
+
+    def refuse(line: str) -> Answer:
+        guest.files[pnputil.LOG] = LOG.encode()
+        return (0xE000024B, "Failed")
+
+    guest.answers["pnputil /add-driver"] = refuse
+    with pytest.raises(GuestError) as caught:
+        deploy(guest, package, PLAN, soon())  # type: ignore[arg-type]
+
+    assert "Verifying file against specific (valid) catalog failed" in caught.value.render()
+
+
 def test_an_attempt_that_wrote_nothing_has_no_section_of_an_older_one(package: Package) -> None:
     guest = guest_with(package)
     guest.files[pnputil.LOG] = LOG.encode()

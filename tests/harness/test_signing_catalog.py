@@ -130,9 +130,12 @@ def test_the_same_files_and_certificate_give_the_same_bytes_in_any_order(
     assert make_catalog({"sample.inf": INF, "Sample.sys": image}, other) != catalog
 
 
-def test_the_members_stand_in_the_order_of_their_hashes(catalog: bytes):
-    tags = [member.tag for member in read_catalog(catalog).members]
-    assert tags == sorted(tags)
+def test_the_members_stand_in_the_order_of_their_hashes(identity: SigningIdentity):
+    files = {f"{number}.inf": f"; {number}".encode() for number in range(12)}
+
+    tags = [member.tag for member in verify_catalog(make_catalog(files, identity)).members]
+
+    assert tags == sorted(tags) and len(tags) == 12
 
 
 def test_nothing_and_twins_cannot_be_vouched_for(identity: SigningIdentity):
