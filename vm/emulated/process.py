@@ -18,7 +18,7 @@ from typing import Any
 from vm.emulated.control import ControlServer
 from vm.emulated.guest.face import GuestFace
 from vm.emulated.guest.processes import ProcessInformation
-from vm.emulated.guest.settings import GuestSettings
+from vm.emulated.guest.settings import GuestSettings, TlsIdentity
 from vm.emulated.image_files import ImageFiles
 from vm.emulated.registry import Registry
 from vm.emulated.system import System
@@ -49,6 +49,13 @@ class ProcessSettings:
     """How WinRM is spoken: "http" or "https" with a certificate of its own."""
     language: str = "en"
     """Display language of the inbox tools."""
+    password: str | None = field(default=None, repr=False)
+    """None makes one for each start."""
+    identity: Path | None = None
+    """Directory with `certificate.pem`, `certificate.key` and `ssh_host_ed25519_key` that stay the same from start to
+    start; None makes new ones."""
+    registry: Path | None = None
+    """File with the registry (JSON) that the machine begins with, if it is there."""
 
 
 class MachineProcess:
@@ -57,7 +64,10 @@ class MachineProcess:
     def __init__(self, settings: ProcessSettings) -> None:
         self._settings = settings
         self._registry = Registry()
-        self._password = secrets.token_urlsafe(18)
+        self._password = settings.password or secrets.token_urlsafe(18)
+        if settings.registry is not None and settings.registry.exists():
+            self._registry.restore(json.loads(settings.registry.read_text(encoding="utf-8")))
+        identity = settings.identity
         self._key = secrets.token_bytes(32)
         self._crashes: list[CrashReport] = []
         self._past_violations: list[Violation] = []
@@ -73,6 +83,10 @@ class MachineProcess:
             winrm_port=settings.winrm_port,
             ssh_port=settings.ssh_port,
             https=settings.scheme == "https",
+            tls=TlsIdentity(identity / "certificate.pem", identity / "certificate.key")
+            if identity is not None and settings.scheme == "https"
+            else None,
+            host_key_file=identity / "ssh_host_ed25519_key" if identity is not None else None,
             language=settings.language,
             chaos=settings.chaos,
             chaos_seed=settings.seed or 0,
@@ -97,6 +111,7 @@ class MachineProcess:
                 "ping": lambda: {"ok": True},
                 "condition": self._condition,
                 "chaos": self._face.chaos.report,
+                "registry": self._registry.snapshot,
                 "stop": self._request_stop,
             },
         )
@@ -211,6 +226,7 @@ class MachineProcess:
                 stack=tuple(line.rstrip() for line in traceback.format_exception(failure)[-8:]),
             )
         dump = self._write_dump(report, system)
+        self._face.crashed(report.code, report.parameters, dump)
         self._crashes.append(CrashReport(**{**_plain(report), "dump": dump}))
         threading.Thread(target=lambda: self._events.put("restart"), name="bugcheck").start()
 

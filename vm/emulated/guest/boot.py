@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from vm.emulated.guest import verifier
 from vm.emulated.registry import (
     REG_BINARY,
     SERVICES,
@@ -50,6 +51,7 @@ def begin(registry: Registry) -> None:
     """The registry's part of a boot: options take effect, the counter rises, deleted services are gone."""
     options = [" TESTSIGNING"] if testsigning_configured(registry) else []
     registry.set_string(CONTROL, "SystemStartOptions", " ".join([*options, " NOEXECUTE=OPTIN"]))
+    verifier.begin_boot(registry)
     try:
         count = registry.get_dword(BOOT_COUNTER_KEY, BOOT_COUNTER_VALUE)
     except (MissingKeyError, MissingValueError, ValueTypeError):

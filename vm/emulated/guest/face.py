@@ -10,14 +10,17 @@ from pathlib import Path
 
 from vm.emulated.computer import Computer
 from vm.emulated.guest import boot, python_image
-from vm.emulated.guest.chaos.computer import troubled
+from vm.emulated.guest.chaos.computer import observed
 from vm.emulated.guest.chaos.plan import Chaos, parse
 from vm.emulated.guest.clock import GuestClock
 from vm.emulated.guest.commands.pending_files import finish_pending
+from vm.emulated.guest.commands.schtasks import runner
 from vm.emulated.guest.commands.session import Guest
 from vm.emulated.guest.drive import Drive
+from vm.emulated.guest.events import EventLogs
 from vm.emulated.guest.power import Power, PowerAction
 from vm.emulated.guest.processes import ProcessInformation, ProcessTable
+from vm.emulated.guest.scheduler import TaskScheduler, Trigger
 from vm.emulated.guest.settings import GuestSettings
 from vm.emulated.guest.sftp import SftpServer
 from vm.emulated.guest.tls import make_identity
@@ -81,6 +84,9 @@ class GuestFace:
         self._registry = registry
         self._drive = Drive(c_root, on_write=self._chaos.on_write)
         self._clock = GuestClock(registry)
+        self._events = EventLogs(settings.computer_name, self._clock.now)
+        self._scheduler = TaskScheduler()
+        self._crash: tuple[int, tuple[int, int, int, int], str] | None = None
         self._processes = ProcessTable(on_process_started, on_process_ended, clients)
         self._on_new_boot = on_new_boot
         self._on_bugcheck = on_bugcheck_requested
@@ -92,14 +98,17 @@ class GuestFace:
         self._power = Power(lambda action: self._on_power[action]())
         guest = Guest(
             settings=settings,
-            computer=lambda: troubled(computer(), self._chaos),
+            computer=lambda: observed(computer(), self._chaos, self._events),
             drive=self._drive,
             registry=registry,
             processes=self._processes,
             power=self._power,
             client_environment=client_environment,
             chaos=self._chaos,
+            events=self._events,
+            scheduler=self._scheduler,
         )
+        self._guest = guest
         self._accounts = Accounts(settings)
         self._shells = ShellTable(guest)
         self._settings, self._pinned = _with_certificate(settings)
@@ -133,6 +142,16 @@ class GuestFace:
     def chaos(self) -> Chaos:
         """The faults of this guest and what they did."""
         return self._chaos
+
+    @property
+    def events(self) -> EventLogs:
+        """The guest's event logs."""
+        return self._events
+
+    @property
+    def scheduler(self) -> TaskScheduler:
+        """The guest's scheduled tasks."""
+        return self._scheduler
 
     @property
     def clock(self) -> GuestClock:
@@ -192,8 +211,15 @@ class GuestFace:
             self._winrm.suspend()
             self._sftp.suspend()
             self._chaos.release()
+            self._scheduler.close()
             self._processes.close()
             self._shells.clear()
+            died, ended = self._crash, self._clock.now()
+            self._crash = None
+            if died is None:
+                self._events.shut_down(
+                    f"{self._settings.computer_name}\\{self._settings.username}", restart=True
+                )
             # The new system reads its boot options from the registry.
             boot.begin(self._registry)
             finish_pending(self._registry, self._drive)
@@ -202,15 +228,28 @@ class GuestFace:
             self._processes.open()
             self._chaos.resume()
             moved = self._meet_boot(first=False)
+            self._log_boot()
+            if died is not None:
+                self._events.died(ended, died)
+            self._scheduler.open()
             delay = self._chaos.boot_delay_seconds()
             if not delay:
                 self._winrm.resume()
                 self._sftp.resume()
+        self._start_tasks()
         if moved and self._on_address_changed is not None:
             self._on_address_changed()
         if delay:
             self._chaos.run(self._answer, delay_seconds=delay)
         log.info("the guest has restarted")
+
+    def crashed(self, code: int, parameters: tuple[int, int, int, int], dump: str) -> None:
+        """The kernel has stopped with this bugcheck; the event log will tell at the next boot.
+
+        Args:
+            dump: Windows path of the dump that was written.
+        """
+        self._crash = code, parameters, dump
 
     def bugcheck(self, code: int, parameters: tuple[int, int, int, int], rule: str) -> None:
         """Have the kernel stop with this bugcheck; the restart follows from it."""
@@ -230,6 +269,7 @@ class GuestFace:
         self._chaos.release()
         with self._lock:
             self._running = False
+            self._scheduler.close()
             self._close()
         # What a fault has started may wait for the lock.
         self._chaos.close()
@@ -240,6 +280,17 @@ class GuestFace:
             if self._running:
                 self._winrm.resume()
                 self._sftp.resume()
+
+    def _log_boot(self) -> None:
+        """The event log's first records of a boot."""
+        major, minor, build, _ = boot.WINDOWS_VERSION.split(".")
+        self._events.booted(f"{major}.{int(minor):02}", build)
+
+    def _start_tasks(self) -> None:
+        """Run what starts with the system."""
+        for task in self._scheduler.all():
+            if task.definition.trigger is Trigger.BOOT:
+                self._scheduler.run(task, runner(self._guest), self._clock.now())
 
     def _meet_boot(self, *, first: bool) -> bool:
         """What faults make of a boot; True if the ports are others."""
@@ -262,7 +313,9 @@ class GuestFace:
         boot.begin(self._registry)
         finish_pending(self._registry, self._drive)
         self._meet_boot(first=True)
+        self._log_boot()
         self._processes.open()
+        self._scheduler.open()
 
     def _close(self) -> None:
         self._power.abort()

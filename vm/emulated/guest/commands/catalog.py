@@ -10,11 +10,13 @@ from vm.emulated.guest.commands.bcdedit import bcdedit
 from vm.emulated.guest.commands.certutil import certutil
 from vm.emulated.guest.commands.cmd import call, cmd
 from vm.emulated.guest.commands.fltmc import fltmc
+from vm.emulated.guest.commands.language import LOCALISED
 from vm.emulated.guest.commands.pnputil import pnputil
 from vm.emulated.guest.commands.powershell import powershell
 from vm.emulated.guest.commands.python import python
 from vm.emulated.guest.commands.reg import reg
 from vm.emulated.guest.commands.sc import sc
+from vm.emulated.guest.commands.schtasks import schtasks
 from vm.emulated.guest.commands.session import Command, Invocation, Session
 from vm.emulated.guest.commands.shutdown import shutdown
 from vm.emulated.guest.commands.systeminfo import hostname, systeminfo, whoami
@@ -22,7 +24,11 @@ from vm.emulated.guest.commands.tar import tar
 from vm.emulated.guest.commands.tasks import taskkill, tasklist
 from vm.emulated.guest.commands.text import chcp, find, findstr, more, sort
 from vm.emulated.guest.commands.timeout import ping, timeout
+from vm.emulated.guest.commands.verifier import verifier
+from vm.emulated.guest.commands.w32tm import w32tm
+from vm.emulated.guest.commands.wevtutil import wevtutil
 from vm.emulated.guest.commands.where import where
+from vm.emulated.guest.commands.winrm import winrm
 from vm.emulated.guest.drive import WindowsPathError
 
 SYSTEM32 = "C:\\Windows\\System32"
@@ -71,6 +77,7 @@ PROGRAMS: Mapping[str, Command] = {
     "powershell.exe": powershell,
     "reg.exe": reg,
     "sc.exe": sc,
+    "schtasks.exe": schtasks,
     "shutdown.exe": shutdown,
     "sort.exe": sort,
     "systeminfo.exe": systeminfo,
@@ -78,12 +85,16 @@ PROGRAMS: Mapping[str, Command] = {
     "taskkill.exe": taskkill,
     "tasklist.exe": tasklist,
     "timeout.exe": timeout,
+    "verifier.exe": verifier,
+    "w32tm.exe": w32tm,
+    "wevtutil.exe": wevtutil,
     "where.exe": where,
     "whoami.exe": whoami,
+    "winrm.cmd": winrm,
 }
 """Tools of System32 by file name."""
 
-_EXTENSIONS = (".exe", ".com")
+_EXTENSIONS = (".exe", ".com", ".cmd")
 _BUILTIN = re.compile(r'([A-Za-z]+)(?=$|[\s/\\.,;=+:(\[")>])')
 
 
@@ -123,14 +134,16 @@ def find_program(name: str, session: Session) -> Command | None:
 
 
 def _available(session: Session, program: str, command: Command) -> Command | None:
-    """The program with the faults that concern it; None if it is missing."""
+    """The program in the guest's language and with the faults that concern it; None if it is missing."""
     chaos = session.guest.chaos
-    if not chaos:
+    language = session.guest.settings.language if program in LOCALISED else "en"
+    if not chaos and language == "en":
         return command
     if chaos.program_missing(program):
         return None
 
     def run(call: Invocation) -> int:
+        call.language = language
         refusal = chaos.on_program(program)
         if refusal is not None:
             call.err(refusal.message)

@@ -70,6 +70,11 @@ def _create(call: Invocation, words: list[str]) -> int:
     if code != 0:
         registry.delete_key(services.key_of(name), recursive=True)
         return code
+    created = services.read(registry, name)
+    if created is not None:
+        kind = "kernel mode driver" if created.type in (1, 2) else "user mode service"
+        start = services.START_NAMES.get(created.start, "").replace("_", " ").lower()
+        call.guest.events.service_installed(created.name, created.image_path, kind, start)
     call.out("[SC] CreateService SUCCESS")
     return 0
 
@@ -117,6 +122,7 @@ def _start(call: Invocation, words: list[str]) -> int:
         return _failed(call, "StartService", _ERROR_SERVICE_ALREADY_RUNNING)
     code = win32_of_ntstatus(call.guest.computer().load_filter(service.name))
     if code:
+        call.guest.events.service_failed(service.display_name, code, message_of_win32(code))
         return _failed(call, "StartService", code)
     _state(call, service, running=True, extended=False)
     return 0

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import codecs
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from vm.emulated.computer import Computer
 from vm.emulated.guest.chaos.plan import Chaos
 from vm.emulated.guest.clock import GuestClock
+from vm.emulated.guest.commands.language import translated
 from vm.emulated.guest.drive import Drive
+from vm.emulated.guest.events import EventLogs
 from vm.emulated.guest.power import Power
 from vm.emulated.guest.processes import ProcessTable
+from vm.emulated.guest.scheduler import TaskScheduler
 from vm.emulated.guest.settings import GuestSettings
 from vm.emulated.guest.streams import Cancellation, Sink, Source
 from vm.emulated.registry import Registry
@@ -34,6 +38,8 @@ class Guest:
     client_environment: Callable[[], Mapping[str, str]]
     """Variables that client processes need to reach the kernel."""
     chaos: Chaos = field(default_factory=Chaos)
+    events: EventLogs = field(default_factory=lambda: EventLogs("DOWNLINK-VM", time.time))
+    scheduler: TaskScheduler = field(default_factory=TaskScheduler)
 
     @property
     def clock(self) -> GuestClock:
@@ -146,16 +152,22 @@ class Invocation:
     stdin: Source
     stdout: Sink
     stderr: Sink
+    language: str = "en"
+    """Display language of what `out` and `err` write."""
 
     def out(self, text: str = "") -> None:
         """Write one line to standard output."""
         self.session.cancellation.check()
-        self.stdout.write(self.session.encode(text.replace("\n", "\r\n") + "\r\n"))
+        self.stdout.write(self._line(text))
 
     def err(self, text: str = "") -> None:
         """Write one line to standard error."""
         self.session.cancellation.check()
-        self.stderr.write(self.session.encode(text.replace("\n", "\r\n") + "\r\n"))
+        self.stderr.write(self._line(text))
+
+    def _line(self, text: str) -> bytes:
+        shown = translated(text, self.language) if self.language != "en" else text
+        return self.session.encode(shown.replace("\n", "\r\n") + "\r\n")
 
     @property
     def guest(self) -> Guest:
@@ -178,6 +190,36 @@ def codec_of(code_page: int) -> str:
     name = _CODECS.get(code_page, f"cp{code_page}")
     codecs.lookup(name)
     return name
+
+
+def base_environment(guest: Guest) -> dict[str, str]:
+    """Variables of a new session of the guest's user."""
+    settings = guest.settings
+    home = f"C:\\Users\\{settings.username}"
+    return {
+        "ALLUSERSPROFILE": "C:\\ProgramData",
+        "COMPUTERNAME": settings.computer_name,
+        "ComSpec": "C:\\Windows\\system32\\cmd.exe",
+        "HOMEDRIVE": "C:",
+        "HOMEPATH": home[2:],
+        "NUMBER_OF_PROCESSORS": "2",
+        "OS": "Windows_NT",
+        "Path": "C:\\Windows\\system32;C:\\Windows;C:\\Python",
+        "PATHEXT": ".COM;.EXE;.BAT;.CMD",
+        "PROCESSOR_ARCHITECTURE": "AMD64",
+        "ProgramData": "C:\\ProgramData",
+        "ProgramFiles": "C:\\Program Files",
+        "PROMPT": "$P$G",
+        "PUBLIC": "C:\\Users\\Public",
+        "SystemDrive": "C:",
+        "SystemRoot": "C:\\Windows",
+        "TEMP": "C:\\Windows\\Temp",
+        "TMP": "C:\\Windows\\Temp",
+        "USERDOMAIN": settings.computer_name,
+        "USERNAME": settings.username,
+        "USERPROFILE": home,
+        "windir": "C:\\Windows",
+    }
 
 
 def _signed(number: int) -> str:

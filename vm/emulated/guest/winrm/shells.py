@@ -14,7 +14,7 @@ from vm.emulated.guest.chaos.plan import Chaos
 from vm.emulated.guest.commands import catalog
 from vm.emulated.guest.commands.interpreter import Streams, run_line, run_program
 from vm.emulated.guest.commands.parsing import split_words
-from vm.emulated.guest.commands.session import Environment, Guest, Session
+from vm.emulated.guest.commands.session import Environment, Guest, Session, base_environment
 from vm.emulated.guest.processes import STATUS_CONTROL_C_EXIT
 from vm.emulated.guest.streams import STDERR, STDOUT, Cancellation, CommandTerminatedError, Output, Pipe
 from vm.emulated.guest.winrm import faults
@@ -197,7 +197,7 @@ class Shell:
 
     def session(self, command: Command) -> Session:
         """A fresh cmd.exe session for one command."""
-        environment = Environment(_base_environment(self._guest))
+        environment = Environment(base_environment(self._guest))
         given = set()
         for name, value in self.options.environment.items():
             environment.set(name, value)
@@ -312,32 +312,3 @@ def _identifier(proposed: str | None) -> str:
         return str(uuid.UUID(proposed)).upper()
     except ValueError as error:
         raise faults.invalid_id(f"'{proposed}' is not a GUID.") from error
-
-
-def _base_environment(guest: Guest) -> dict[str, str]:
-    settings = guest.settings
-    home = f"C:\\Users\\{settings.username}"
-    return {
-        "ALLUSERSPROFILE": "C:\\ProgramData",
-        "COMPUTERNAME": settings.computer_name,
-        "ComSpec": "C:\\Windows\\system32\\cmd.exe",
-        "HOMEDRIVE": "C:",
-        "HOMEPATH": home[2:],
-        "NUMBER_OF_PROCESSORS": "2",
-        "OS": "Windows_NT",
-        "Path": "C:\\Windows\\system32;C:\\Windows;C:\\Python",
-        "PATHEXT": ".COM;.EXE;.BAT;.CMD",
-        "PROCESSOR_ARCHITECTURE": "AMD64",
-        "ProgramData": "C:\\ProgramData",
-        "ProgramFiles": "C:\\Program Files",
-        "PROMPT": "$P$G",
-        "PUBLIC": "C:\\Users\\Public",
-        "SystemDrive": "C:",
-        "SystemRoot": "C:\\Windows",
-        "TEMP": "C:\\Windows\\Temp",
-        "TMP": "C:\\Windows\\Temp",
-        "USERDOMAIN": settings.computer_name,
-        "USERNAME": settings.username,
-        "USERPROFILE": home,
-        "windir": "C:\\Windows",
-    }
