@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
-from harness.deployment.plan import GUEST_ROOT
+from harness.deployment.plan import GUEST_ROOT, StepResult
 from harness.remote.guest import Guest
 from harness.runs import attached, detached, upload
 from harness.runs.detached import DetachedSuite
@@ -62,7 +62,8 @@ def run_suite(
     boot = guest.boot_identity(deadline)
     gathered = upload.gather(request.root, request.suites, run.path)
     sent = upload.send(guest, gathered, deadline)
-    record.write("uploaded", files=len(gathered.sources), sent=sent.sent_files, text=str(sent))
+    step = f"{share.worker}: send the suite" if share.worker else "send the suite"
+    record.step(StepResult(step, str(sent), bool(sent.sent_files), sent.seconds))
     prefix = f"@{secrets.token_hex(8)} "
     name = f"{run.path.name}-{share.worker}" if share.worker else run.path.name
     with _output(run, share.worker).open("w", encoding="utf-8", newline="\n") as output:
