@@ -28,7 +28,7 @@ def package() -> Package:
     return prepare(load(ROOT), None, None, None)()
 
 
-Lab = Callable[[str], EmulatedMachine]
+Lab = Callable[..., EmulatedMachine]
 
 
 @pytest.fixture
@@ -36,8 +36,8 @@ def lab(tmp_path: Path) -> Iterator[Lab]:
     """Starts a machine with a fault; it is stopped afterwards."""
     made: list[EmulatedMachine] = []
 
-    def start(chaos: str) -> EmulatedMachine:
-        settings = {"cache": str(ROOT / ".cache"), "seed": 1, "chaos": chaos}
+    def start(chaos: str, **more: str) -> EmulatedMachine:
+        settings = {"cache": str(ROOT / ".cache"), "seed": 1, "chaos": chaos, **more}
         made.append(EmulatedMachine("lab", tmp_path / "machines" / "lab", settings))
         made[-1].start(soon(), keep=False)
         return made[-1]
@@ -141,3 +141,17 @@ def test_a_clock_before_the_certificate_is_told_by_the_package_mode(lab: Lab, pa
         with pytest.raises(GuestError, match="0x800B0101") as caught:
             deploy(guest, package, plan(DeploymentMode.PACKAGE), soon())
         assert "clock" in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize("mode", BOTH)
+def test_nothing_is_read_of_the_tools_that_another_language_changes(
+    lab: Lab, package: Package, mode: DeploymentMode
+) -> None:
+    other = DeploymentMode.SERVICE if mode is DeploymentMode.PACKAGE else DeploymentMode.PACKAGE
+    with guest_of(lab("", language="de")) as guest:
+        assert "Veröffentlichter Name" not in guest.run("pnputil /enum-drivers", deadline=soon()).stdout
+        for each in (mode, mode, other, mode):
+            assert deploy(guest, package, plan(each), soon()).volumes == ("D:", "E:")
+        assert remove(guest, plan(other), soon()) is True
+        assert remove(guest, plan(other), soon()) is False
+        assert "oem" not in guest.run("pnputil /enum-drivers", deadline=soon()).stdout

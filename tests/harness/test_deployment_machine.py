@@ -120,6 +120,25 @@ def test_a_driver_is_replaced_whichever_way_it_came_and_goes(
     assert_clean(guest)
 
 
+def test_before_24h2_a_package_puts_its_image_into_the_drivers_directory(
+    guest: Guest, package: Package
+) -> None:
+    key = "HKLM\\SOFTWARE\\Microsoft\\Windows NT\\CurrentVersion"
+    build = ["reg", "add", key, "/v", "CurrentBuildNumber", "/t", "REG_SZ", "/f", "/d"]
+    guest.run([*build, "20348"], deadline=soon())
+    try:
+        for _ in range(2):
+            done = deploy(guest, package, plan(PACKAGE), soon())
+            assert done.volumes == ("D:", "E:")
+            assert image_of(guest) == DRIVERS and len(pnputil.stored(guest, plan(PACKAGE), soon())) == 1
+        assert_deployed(guest, SERVICE, deploy(guest, package, plan(SERVICE), soon()))
+        deploy(guest, package, plan(PACKAGE), soon())
+        assert remove(guest, plan(PACKAGE), soon()) is True
+        assert_clean(guest)
+    finally:
+        guest.run([*build, "26100"], deadline=soon())
+
+
 def test_the_step_of_the_package_mode_tells_the_published_name_and_the_image(
     guest: Guest, package: Package
 ) -> None:
