@@ -43,12 +43,8 @@ class LocalCommands:
     def __init__(
         self, *, machine: str, log: Log, program: Sequence[str] = CMD, root: Path | None = None
     ) -> None:
-        if program == CMD and sys.platform != "win32":
-            raise GuestError(
-                "this host is not Windows, so it cannot be tested on itself",
-                hint="choose another machine: ./inv test --machine emulated",
-                machine=machine,
-            )
+        if program == CMD:
+            _check_host(machine)
         self._machine = machine
         self._log = log
         self._program = tuple(program)
@@ -134,9 +130,14 @@ class LocalFiles:
         machine: the machine's name, for messages.
         log: gets every transfer with its size and speed.
         root: directory that holds C: elsewhere; None = this host's own drives.
+
+    Raises:
+        GuestError: this host is not Windows, and no `root` stands for its drives.
     """
 
     def __init__(self, *, machine: str, log: Log, root: Path | None = None) -> None:
+        if root is None:
+            _check_host(machine)
         self._machine = machine
         self._log = log
         self._root = root
@@ -235,6 +236,16 @@ class LocalFiles:
 def local_path(path: str, root: Path | None) -> Path:
     r"""A Windows path as a path of this host: itself, or `C:\x` below the directory that stands for C:."""
     return Path(path) if root is None else root.joinpath(*PureWindowsPath(path).parts[1:])
+
+
+def _check_host(machine: str) -> None:
+    """Elsewhere a Windows path would be the name of a file in the working directory."""
+    if sys.platform != "win32":
+        raise GuestError(
+            "this host is not Windows, so it cannot be tested on itself",
+            hint="choose another machine: ./inv test --machine emulated",
+            machine=machine,
+        )
 
 
 class _Collected:

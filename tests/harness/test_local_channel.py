@@ -56,7 +56,10 @@ def assert_ends(process_id: int) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="is about other hosts")
-def test_a_host_that_is_not_windows_cannot_be_its_own_guest() -> None:
+def test_a_host_that_is_not_windows_cannot_be_its_own_guest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     address = GuestAddress(
         "localhost", 0, "http", "ntlm", None, None, Credentials("", ""), channel=Channel.LOCAL
     )
@@ -64,6 +67,9 @@ def test_a_host_that_is_not_windows_cannot_be_its_own_guest() -> None:
         guest.run("ver", deadline=soon())
 
     assert "--machine" in (caught.value.hint or "")
+    with Guest(address, machine="here") as guest, pytest.raises(GuestError, match="is not Windows"):
+        guest.put_bytes(b"x", "C:\\Downlink\\x", soon())
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_exit_code_outputs_and_input_pass_through(commands: LocalCommands) -> None:
