@@ -47,6 +47,9 @@ def main() -> int:
                 chaos=_chaos(settings.get("chaos", ())),
                 scheme=settings.get("scheme", "http"),
                 language=settings.get("language", "en"),
+                password=settings.get("password"),
+                identity=Path(settings["identity"]) if settings.get("identity") else None,
+                registry=Path(settings["registry"]) if settings.get("registry") else None,
             )
         )
         for number in (signal.SIGTERM, signal.SIGINT):

@@ -47,6 +47,8 @@ class GuestSettings:
     winrm_port: int = 0
     """0 takes any free port."""
     ssh_port: int = 0
+    host_key_file: Path | None = None
+    """File with the private SSH host key; None makes a new one at every start."""
     quotas: Quotas = field(default_factory=Quotas)
     idle_drop_seconds: float = 120.0
     """http.sys closes a connection that is idle for so long (windows-lab.md A.3)."""

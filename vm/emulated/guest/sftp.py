@@ -10,6 +10,7 @@ import os
 import socket
 import socketserver
 import threading
+from pathlib import Path
 from typing import Any
 
 import paramiko
@@ -45,7 +46,7 @@ class SftpServer:
         self._settings = settings
         self._chaos = chaos
         self._port = settings.ssh_port
-        self._key = _new_host_key()
+        self._key = _host_key(settings.host_key_file)
         self._shown = self._key
         self._server: _Server | None = None
         self._thread: threading.Thread | None = None
@@ -226,3 +227,7 @@ class _Logon(paramiko.ServerInterface):
 def _new_host_key() -> paramiko.PKey:
     text = Ed25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption())
     return paramiko.Ed25519Key(file_obj=io.StringIO(text.decode("ascii")))
+
+
+def _host_key(file: Path | None) -> paramiko.PKey:
+    return _new_host_key() if file is None else paramiko.Ed25519Key(filename=str(file))
