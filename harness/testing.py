@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 
 from harness import deployment, interrupts
 from harness.choices import Build, Choices, plan_for, relative, timed, where
@@ -20,6 +21,7 @@ from harness.machines import HeldMachine, held
 from harness.package import Package
 from harness.remote.guest import Guest
 from harness.remote.readiness import wait_until_ready
+from harness.remote.repeating import repeated
 from harness.runs import directory, evidence, runner
 from harness.runs.detached import DetachedSuite
 from harness.runs.journal import Event, read
@@ -240,9 +242,10 @@ def _to_the_verdict(job: _Job, worker: Worker) -> None:
         windows = _version(wait_until_ready(guest, job.deadline.sooner(seconds=READY_SECONDS)))
         record.write("guest", windows=windows)
         on_step(StepResult("wait for the guest", f"Windows {windows}", False, time.monotonic() - began))
-        on_step(
-            preflight.in_guest(guest, job.driver, machine.machine, job.package, job.deadline, job.checkpoint)
+        look = partial(
+            preflight.in_guest, guest, job.driver, machine.machine, job.package, job.deadline, job.checkpoint
         )
+        on_step(repeated(guest, look))
         deployment.deploy(guest, job.package, plan, job.deadline.sooner(seconds=DEPLOY_SECONDS), on_step)
         mark = None
         if not machine.machine.abilities.witness:

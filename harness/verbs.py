@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from harness import deployment
 from harness.choices import Build, Choices, plan_for, timed, where
 from harness.config import Configuration
@@ -12,6 +14,7 @@ from harness.machines import held
 from harness.package import Package
 from harness.remote.guest import Guest
 from harness.remote.readiness import wait_until_ready
+from harness.remote.repeating import repeated
 from harness.testing import DEPLOY_SECONDS, resume, test
 from vm.deadline import Deadline
 
@@ -35,7 +38,8 @@ def deploy(configuration: Configuration, choices: Choices, build: Build, console
         with Guest(address, machine=machine.name) as guest:
             deadline = Deadline.after(seconds=DEPLOY_SECONDS)
             wait_until_ready(guest, deadline)
-            looked = preflight.in_guest(guest, driver, machine.machine, package, deadline)
+            look = partial(preflight.in_guest, guest, driver, machine.machine, package, deadline)
+            looked = repeated(guest, look)
             console.step(looked.name, looked.detail, looked.seconds)
             done = deployment.deploy(
                 guest,

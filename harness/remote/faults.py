@@ -177,6 +177,10 @@ class LogonError(GuestError):
     """The guest refused the user name and password."""
 
 
+class NoNtlmError(LogonError):
+    """The guest offers no NTLM at all: no other password and no waiting will change that."""
+
+
 class StatusError(GuestError):
     """The web server in front of WinRM answered with a status (500, 503) instead of WinRM with a message."""
 
@@ -245,7 +249,7 @@ def translate(error: BaseException, doing: str, *, machine: str, where: str) -> 
         )
     if isinstance(error, PermissionError):
         # What requests_ntlm raises when there is no challenge.
-        return LogonError(
+        return NoNtlmError(
             f"the guest does not accept NTLM, seen while {doing}", hint=NO_NTLM.cure, machine=machine
         )
     if isinstance(error, requests.exceptions.SSLError):

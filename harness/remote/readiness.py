@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from harness.remote.faults import ConnectionLostError, LogonError, ShellGoneError, StatusError
+from harness.remote.faults import ConnectionLostError, LogonError, NoNtlmError, ShellGoneError, StatusError
 from harness.remote.guest import Guest
 from harness.remote.polling import wait_until
 from vm.deadline import Deadline
@@ -12,12 +12,17 @@ from vm.errors import DeadlineExceededError, GuestError
 
 COMMAND_SECONDS = 20.0
 
-REFUSAL_SECONDS = 5.0
-"""A guest refuses good passwords while it boots, and its web server answers without WinRM behind it. One that still does
-so after this time, counted from its first refusal, means it: a wrong password must not cost a minute."""
+LOGON_PAUSES = (0.5, 2.0)
+"""Seconds before the second and the third logon. A guest that boots may refuse good passwords for a moment; but a wrong one
+must not be tried often: since Windows 11 22H2 ten failures lock the account for ten minutes by default."""
+
+STATUS_SECONDS = 10.0
+"""How long a web server may answer without WinRM behind it (503 while the service starts) until it means it."""
 
 
-def wait_until_ready(guest: Guest, deadline: Deadline, *, refusal_seconds: float = REFUSAL_SECONDS) -> str:
+def wait_until_ready(
+    guest: Guest, deadline: Deadline, *, logon_pauses: tuple[float, ...] = LOGON_PAUSES
+) -> str:
     """Wait until the guest carries out a command; returns what `ver` prints.
 
     Raises:
@@ -26,20 +31,28 @@ def wait_until_ready(guest: Guest, deadline: Deadline, *, refusal_seconds: float
     """
     said = ""
     last: GuestError | None = None
-    refused_since: float | None = None
+    pauses = list(logon_pauses)
+    without_winrm_since: float | None = None
 
     def probe() -> str | None:
-        nonlocal said, last, refused_since
+        nonlocal said, last, without_winrm_since
         try:
             said = guest.run("ver", deadline=deadline.sooner(seconds=COMMAND_SECONDS)).stdout.strip()
             return None
-        except (ConnectionLostError, ShellGoneError) as error:
-            last, refused_since = error, None
-        except (LogonError, StatusError) as error:
+        except NoNtlmError:
+            raise
+        except LogonError as error:
             last = error
-            refused_since = refused_since or time.monotonic()
-            if time.monotonic() - refused_since > refusal_seconds:
+            if not pauses:
                 raise
+            time.sleep(min(pauses.pop(0), deadline.remaining))
+        except StatusError as error:
+            last = error
+            without_winrm_since = without_winrm_since or time.monotonic()
+            if time.monotonic() - without_winrm_since > STATUS_SECONDS:
+                raise
+        except (ConnectionLostError, ShellGoneError) as error:
+            last, without_winrm_since = error, None
         guest.reconnect()
         return last.message
 

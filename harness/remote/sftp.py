@@ -109,6 +109,7 @@ class Sftp:
             with client.open(path + ".part", "wb") as file:
                 file.set_pipelined(True)
                 file.write(content)
+            _check_size(client, path + ".part", len(content))
             client.posix_rename(path + ".part", path)
 
         self._do(deadline, f"writing '{target}'", write)
@@ -207,8 +208,7 @@ class Sftp:
                 file.set_pipelined(True)
                 file.seek(begin)
                 self._write(file, source, upload.target, deadline)
-        if (arrived := _size(client, part)) != size:
-            raise OSError(f"{arrived} of {size} bytes arrived")
+        _check_size(client, part, size)
         client.posix_rename(part, target)
         return size - begin
 
@@ -361,6 +361,12 @@ def _hint(reason: str) -> str | None:
 def sftp_path(path: str) -> str:
     r"""`C:\Downlink\x` as SFTP servers on Windows want it: `/C:/Downlink/x`."""
     return "/" + PureWindowsPath(path).as_posix().lstrip("/")
+
+
+def _check_size(client: paramiko.SFTPClient, path: str, size: int) -> None:
+    """Pipelined writes do not tell of a full disk: raise `OSError` when less has arrived than was sent."""
+    if (arrived := _size(client, path)) != size:
+        raise OSError(f"{arrived} of {size} bytes arrived")
 
 
 def _size(client: paramiko.SFTPClient, path: str) -> int | None:

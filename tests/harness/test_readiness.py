@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from harness.remote.faults import ConnectionLostError, LogonError, StatusError
+from harness.remote import readiness
+from harness.remote.faults import ConnectionLostError, LogonError, NoNtlmError, StatusError
 from harness.remote.guest import Guest
 from harness.remote.readiness import wait_until_ready
 from harness.remote.repeating import repeated
@@ -45,12 +46,36 @@ def test_what_a_booting_guest_does_is_waited_out(guests: Callable[..., Guest], c
     assert "[Version 10.0." in wait_until_ready(guests(chaos=chaos), soon())
 
 
-@pytest.mark.parametrize(("chaos", "kind"), [("password-refused", LogonError), ("http-503@*", StatusError)])
-def test_a_refusal_that_stays_is_told_as_it_is(
-    guests: Callable[..., Guest], chaos: str, kind: type[GuestError]
+def test_a_wrong_password_is_tried_three_times_and_never_often(
+    tmp_path: Path, guests: Callable[..., Guest]
 ) -> None:
-    with pytest.raises(kind):
-        wait_until_ready(guests(chaos=chaos), soon(), refusal_seconds=0.3)
+    guest = guests(chaos="password-refused")
+    attempts: list[int] = []
+    run = guest.run
+
+    def count(*arguments: object, **options: object) -> object:
+        attempts.append(1)
+        return run(*arguments, **options)  # type: ignore[arg-type]
+
+    guest.run = count  # type: ignore[method-assign,assignment]
+    with pytest.raises(LogonError, match="refused the user name or password"):
+        wait_until_ready(guest, soon(), logon_pauses=(0.01, 0.01))
+    assert len(attempts) == 3
+
+
+def test_a_guest_without_ntlm_is_not_asked_again(guests: Callable[..., Guest]) -> None:
+    began = time.monotonic()
+    with pytest.raises(NoNtlmError):
+        wait_until_ready(guests(chaos="ntlm-refused"), soon(), logon_pauses=(30.0,))
+    assert time.monotonic() - began < 20
+
+
+def test_a_web_server_without_winrm_is_told_as_it_is(
+    guests: Callable[..., Guest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(readiness, "STATUS_SECONDS", 0.2)
+    with pytest.raises(StatusError, match="HTTP status 503"):
+        wait_until_ready(guests(chaos="http-503@*"), soon())
 
 
 def test_a_guest_that_never_answers_is_told_with_its_last_answer(guests: Callable[..., Guest]) -> None:
