@@ -155,3 +155,31 @@ def test_nothing_is_read_of_the_tools_that_another_language_changes(
         assert remove(guest, plan(other), soon()) is True
         assert remove(guest, plan(other), soon()) is False
         assert "oem" not in guest.run("pnputil /enum-drivers", deadline=soon()).stdout
+
+
+@pytest.mark.parametrize("mode", BOTH)
+def test_a_machine_that_was_stopped_and_started_again_takes_a_package_as_before(
+    lab: Lab, package: Package, mode: DeploymentMode
+) -> None:
+    machine = lab("")
+    with guest_of(machine) as guest:
+        deploy(guest, package, plan(mode), soon())
+    machine.stop(soon())
+    machine.start(soon(), keep=False)
+    with guest_of(machine) as guest:
+        assert deploy(guest, package, plan(mode), soon()).volumes == ("D:", "E:")
+        assert remove(guest, plan(mode), soon()) is True
+
+
+@pytest.mark.parametrize("mode", BOTH)
+def test_a_guest_that_was_restarted_keeps_what_was_installed(
+    lab: Lab, package: Package, mode: DeploymentMode
+) -> None:
+    with guest_of(lab("")) as guest:
+        deploy(guest, package, plan(mode), soon())
+        before = guest.boot_identity(soon())
+        guest.run(["shutdown", "/r", "/t", "0"], deadline=soon())
+        guest.wait_for_boot(before, soon())
+        guest.run(["fltmc", "load", "Downlink"], deadline=soon())  # a demand start: Windows does not load it
+        assert remove(guest, plan(mode), soon()) is True
+        assert remove(guest, plan(mode), soon()) is False
