@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from harness.doctor import facts, fixes, guest, host, machine, toolchain
 from harness.doctor.expectation import Expectation
 from harness.doctor.subject import Check, Subject, failed, fine, trouble
+from harness.remote.channels import ContentError
 from harness.remote.guest import Guest
 from vm.deadline import Deadline
 from vm.errors import DownlinkError
@@ -97,6 +98,10 @@ def examine_guest(connected: Guest, wanted: Expectation, deadline: Deadline | No
     limit = (deadline or Deadline.never()).sooner(seconds=GUEST_SECONDS)
     try:
         found = facts.ask(connected, wanted.service, wanted.inf, limit)
+    except ContentError as error:
+        return [
+            trouble("guest.files", Severity.ERROR, "guest-files", error.message, "files that arrive whole")
+        ]
     except ScriptError as error:
         return [trouble("guest.facts", Severity.WARNING, "guest-facts", error.message, "an answer")]
     return list(guest.examine(found, wanted))

@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Self
 
 from harness.remote.guest import Guest
+from harness.remote.repeating import repeated
 from harness.remote.scripts import SOURCES, GuestScripts
 from vm.deadline import Deadline
 from vm.powershell.script import Script
@@ -75,8 +76,12 @@ def ask(guest: Guest, service: str, inf: str, deadline: Deadline) -> GuestFacts:
         ScriptError: the guest cannot run the script.
         GuestError: it could not be reached.
     """
-    scripts = GuestScripts(guest)
     script = Script(SOURCES / "Get-GuestFacts.ps1")
-    before = time.time()
-    values = scripts.run(script, {"Service": service, "Inf": inf}, deadline)
-    return GuestFacts.of(values, before, time.time())
+
+    def once() -> GuestFacts:
+        before = time.time()
+        values = GuestScripts(guest).run(script, {"Service": service, "Inf": inf}, deadline)
+        return GuestFacts.of(values, before, time.time())
+
+    # The script only reads: when the connection is lost in it, it may run a second time.
+    return repeated(guest, once)

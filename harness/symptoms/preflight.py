@@ -142,6 +142,12 @@ PREFLIGHT: tuple[Symptom, ...] = (
         "in the guest: del C:\\Windows\\MEMORY.DMP, or give the disk more room",
     ),
     _row(
+        "guest-files",
+        "what is sent to the guest does not arrive as it was",
+        "its disk is full, or a filter in it changes files",
+        "in the guest: fsutil volume diskfree C:, and make room; else look at: fltmc filters",
+    ),
+    _row(
         "guest-memory",
         "the guest has hardly any memory free",
         "it has less than Windows needs, or something eats it",

@@ -246,6 +246,15 @@ FILES: tuple[Symptom, ...] = (
         r"(not enough space|No space left|0x80070070)",
     ),
     Symptom(
+        "files-short",
+        Place.FILES,
+        "SFTP: fewer bytes arrived than were sent",
+        "the guest's disk is full, or its antivirus holds the file",
+        "in the guest: fsutil volume diskfree C:, and make room",
+        None,
+        r"\d+ of \d+ bytes arrived",
+    ),
+    Symptom(
         "file-in-use",
         Place.FILES,
         "The process cannot access the file (32, 0x80070020)",

@@ -26,6 +26,7 @@ from harness.doctor.subject import Subject
 from harness.remote.guest import Guest
 from harness.secrets import Secrets
 from vm.deadline import Deadline
+from vm.errors import DownlinkError
 from vm.findings import Finding, Severity
 from vm.machine import Machine
 
@@ -260,6 +261,29 @@ def test_the_quick_part_asks_the_guest_few_questions(clinic: Clinic, monkeypatch
         questions.append(len(asked))
     # Is the script there, and again for one path alone; has it arrived; run it. The next time it is there.
     assert questions == [4, 2]
+
+
+@pytest.mark.parametrize(
+    ("chaos", "check", "severity"),
+    [
+        ("reset-command-after@2", "guest.testsigning", Severity.OK),
+        ("powershell-missing", "guest.facts", Severity.WARNING),
+    ],
+)
+def test_a_guest_that_is_hard_to_ask_does_not_stop_a_run(
+    tmp_path: Path, chaos: str, check: str, severity: Severity
+) -> None:
+    make_checkout(tmp_path)
+    (tmp_path / config.LOCAL_FILE).write_text(f'[machines.emulated]\nchaos = "{chaos}"\n', encoding="utf-8")
+    configuration = config.load(tmp_path)
+    controlled = configuration.create_machine(None, configuration.driver())
+    try:
+        with Guest(controlled.start(soon()), machine="emulated") as connected:
+            found = {each.check: each for each in examination.examine_guest(connected, WANTED)}
+    finally:
+        controlled.stop(Deadline.after(seconds=20))
+    assert found[check].severity is severity
+    assert Severity.ERROR not in {each.severity for each in found.values()}
 
 
 def test_json_has_a_stable_form(clinic: Clinic) -> None:
@@ -545,6 +569,19 @@ def test_a_run_stops_with_a_sentence_before_anything_is_deployed(
     assert stopped.value.findings[0].check == check
     assert stopped.value.hint
     assert not (tmp_path / ".machines" / "emulated" / "c" / "Downlink" / "package").exists()
+
+
+def test_a_disk_without_any_room_ends_a_run_with_a_hint(tmp_path: Path) -> None:
+    from harness.builds import prepare
+
+    make_checkout(tmp_path)
+    (tmp_path / config.LOCAL_FILE).write_text('[machines.emulated]\nchaos = "disk-full"\n', encoding="utf-8")
+    console = Console(io.StringIO(), io.StringIO())
+    with pytest.raises(DownlinkError) as stopped:
+        verbs.test(
+            config.load(tmp_path), verbs.Choices(), prepare(config.load(CHECKOUT), None, None, None), console
+        )
+    assert "make room" in str(stopped.value.hint)
 
 
 def step_clock(clinic: Clinic, *, days: int) -> None:

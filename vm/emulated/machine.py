@@ -25,6 +25,9 @@ _STOP_SECONDS = 10.0
 _PING_SECONDS = 3.0
 _ANSWER_SECONDS = 10.0
 
+_NOT_NEEDED = frozenset({"secrets", "script_hosts", "guests"})
+"""What the harness brings for kinds that ask for passwords and run scripts: this one makes its own password."""
+
 
 class EmulatedMachine:
     """Implements `vm.machine.Machine` with a process of its own on this host (`python -m vm.emulated`).
@@ -38,8 +41,8 @@ class EmulatedMachine:
     def __init__(self, name: str, directory: Path, settings: Mapping[str, Any]) -> None:
         self._name = name
         self._directory = directory
-        # It makes its own password, and what is left goes to its process as JSON.
-        self._settings = {name: value for name, value in settings.items() if name != "secrets"}
+        # The rest goes to its process as JSON.
+        self._settings = {name: value for name, value in settings.items() if name not in _NOT_NEEDED}
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
