@@ -5,18 +5,24 @@ Nothing here starts, opens or creates anything besides reading the two files.
 
 from __future__ import annotations
 
+import shlex
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from harness.secrets import Secrets
 from vm.errors import ConfigurationError
-from vm.machine import Machine
+from vm.machine import Credentials, GuestAddress, Machine
+from vm.powershell.script import ScriptHost
 from vm.registry import KINDS, Kind, Setting
+
+if TYPE_CHECKING:
+    from harness.remote.guest import Guest
 
 FILE = "harness.toml"
 LOCAL_FILE = "harness.local.toml"
@@ -110,6 +116,8 @@ class Configuration:
             **chosen.settings,
             "rules": {driver.service: dict(driver.rules)},
             "secrets": self.secrets,
+            "script_hosts": partial(_script_host, self.secrets, chosen),
+            "guests": partial(_guest, chosen.name),
         }
         if checkpoint is not None:
             if "checkpoint" not in chosen.kind.settings:
@@ -120,6 +128,44 @@ class Configuration:
                 )
             settings["checkpoint"] = checkpoint
         return chosen.kind.create(chosen.name, self.machine_directory(chosen.name), settings)
+
+
+def _script_host(secrets: Secrets, machine: MachineConfig, host: str) -> ScriptHost:
+    """Where a machine's scripts run: this host ("", or what the setting "powershell" names), or another one by WinRM."""
+    from vm.powershell.local import LocalPowerShell
+
+    program = shlex.split(str(machine.settings.get("powershell", "")))
+    if not host or program:
+        return LocalPowerShell(program, machine=machine.name)
+    from harness.remote.guest import Guest
+    from harness.remote.scripts import GuestScripts
+
+    username = str(machine.settings.get("host_username", "Administrator"))
+    scheme = str(machine.settings.get("host_scheme", "http"))
+    certificate = machine.settings.get("host_certificate")
+    address = GuestAddress(
+        host=host,
+        winrm_port=int(machine.settings.get("host_winrm_port") or (5986 if scheme == "https" else 5985)),
+        winrm_scheme=scheme,
+        winrm_transport="ntlm",
+        ssh_port=None,
+        host_key=None,
+        credentials=Credentials(
+            username,
+            secrets.get(
+                f"{host.lower()}.password", purpose=f"log on to the Hyper-V host '{host}' as {username}"
+            ),
+        ),
+        certificate=Path(str(certificate)).expanduser() if certificate else None,
+    )
+    # Its shells end with this process at the latest; an idle one costs the host nothing worth closing early.
+    return GuestScripts(Guest(address, machine=host))
+
+
+def _guest(machine: str, address: GuestAddress) -> Guest:
+    from harness.remote.guest import Guest
+
+    return Guest(address, machine=machine)
 
 
 def load(root: Path) -> Configuration:

@@ -14,7 +14,6 @@ from vm.deadline import Deadline
 from vm.errors import DownlinkError, MachineError
 from vm.machine import GuestAddress, Machine, MachineState
 
-START_SECONDS = 60
 STOP_SECONDS = 20
 _DIRTY = "dirty.txt"
 _LOCK = "command.lock"
@@ -46,12 +45,14 @@ class HeldMachine:
         if self.dirty:
             return self.restore(keep=True)
         self.started_here = self.started_here or self.machine.state() is not MachineState.RUNNING
-        return self.machine.start(Deadline.after(seconds=START_SECONDS))
+        return self.machine.start(Deadline.after(seconds=self.machine.abilities.start_seconds))
 
     def restore(self, *, keep: bool) -> GuestAddress:
         """Put it back to its clean state and bring it up; without `keep` it does not outlive this process."""
         self.started_here = True
-        address = self.machine.restore(Deadline.after(seconds=START_SECONDS), keep=keep)
+        address = self.machine.restore(
+            Deadline.after(seconds=self.machine.abilities.start_seconds), keep=keep
+        )
         self._dirty.unlink(missing_ok=True)
         return address
 

@@ -86,6 +86,8 @@ class Abilities:
     """`condition` knows of every crash and broken rule by itself; False = the guest's event log is asked."""
     restarts: bool = True
     """The guest may be restarted, and a restart leaves what was installed."""
+    start_seconds: int = 60
+    """How long a start or a restore may take until the guest answers."""
     untested: tuple[str, ...] = ()
     """Sentences for the report: what a run on this machine cannot show."""
 

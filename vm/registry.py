@@ -115,6 +115,61 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
                 ),
             ),
             Kind(
+                name="hyperv",
+                description="a virtual machine of Hyper-V on this Windows host or another one, with checkpoints",
+                factory="vm.hyperv.machine:HypervMachine",
+                settings=MappingProxyType(
+                    {
+                        **HOW_IT_IS_USED,
+                        "vm": Setting(str, "name of the virtual machine, 'downlink-<machine>' if not given"),
+                        "host": Setting(
+                            str, "another Hyper-V host that answers WinRM; this one if not given"
+                        ),
+                        "host_username": Setting(str, "an administrator of that host"),
+                        "host_scheme": Setting(
+                            str, "how WinRM is spoken with that host", choices=("http", "https")
+                        ),
+                        "host_winrm_port": Setting(int, "its TCP port there", minimum=1, maximum=65535),
+                        "host_certificate": Setting(
+                            str, "file with the certificate that it shows over https"
+                        ),
+                        "powershell": Setting(str, "program that runs our scripts instead of powershell.exe"),
+                        "switch": Setting(str, "the virtual switch, 'Downlink' if not given"),
+                        "nat": Setting(
+                            str, "whether guests reach other networks through the host", choices=("no", "yes")
+                        ),
+                        "address": Setting(str, "the guest's IPv4 address on the switch (a /24 network)"),
+                        "scheme": Setting(
+                            str, "how WinRM is spoken, https if not given", choices=("http", "https")
+                        ),
+                        "winrm_port": Setting(
+                            int, "TCP port of WinRM, 5985 or 5986 if not given", minimum=1, maximum=65535
+                        ),
+                        "ssh_port": Setting(
+                            int, "TCP port of SSH, 22 if not given", minimum=1, maximum=65535
+                        ),
+                        "username": Setting(str, "the guest's account, 'lab' if not given"),
+                        "cpus": Setting(int, "virtual processors", minimum=1, maximum=64),
+                        "memory_mb": Setting(int, "static memory in MB", minimum=1024, maximum=262144),
+                        "disks": Setting(str, "directory for disks on the Hyper-V host"),
+                        "sources": Setting(
+                            str, "directory with Python, wheels and OpenSSH on the Hyper-V host"
+                        ),
+                        "checkpoint": Setting(
+                            str, "what a restore goes back to: 'clean', 'verifier' or one of yours"
+                        ),
+                        "locale": Setting(str, "formats and keyboard of the guest, as in 'en-US'"),
+                        "edition": Setting(str, "name or number of the edition on an ISO"),
+                        "vbs": Setting(
+                            str, "whether VBS and HVCI are switched off in the guest", choices=("off", "keep")
+                        ),
+                        "verify": Setting(
+                            str, "images that Driver Verifier watches, the driver's own if not given"
+                        ),
+                    }
+                ),
+            ),
+            Kind(
                 name="remote",
                 description="any Windows host that answers WinRM; it has no checkpoint",
                 factory="vm.remote.machine:RemoteMachine",

@@ -20,6 +20,10 @@ class SecretStore(Protocol):
         """
         ...
 
+    def find(self, name: str) -> str | None:
+        """The secret if there is one; never asks anybody."""
+        ...
+
     def put(self, name: str, value: str) -> None:
         """Keep a secret that was made here (a new machine's password), where the next command finds it."""
         ...

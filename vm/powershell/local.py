@@ -93,11 +93,14 @@ class LocalPowerShell:
                 machine=self._machine,
             ) from error
         try:
+            rest: bytes | None = given
             while True:
-                with suppress(subprocess.TimeoutExpired):
-                    # Calling it again after a timeout loses nothing of what was read.
-                    out, errors = process.communicate(given, timeout=min(_SLICE_SECONDS, deadline.remaining))
+                try:
+                    # Calling it again after a timeout loses nothing; the input has been taken the first time.
+                    out, errors = process.communicate(rest, timeout=min(_SLICE_SECONDS, deadline.remaining))
                     return process.returncode & 0xFFFFFFFF, out, errors
+                except subprocess.TimeoutExpired:
+                    rest = None
                 if deadline.passed:
                     raise DeadlineExceededError(
                         f"'{script.name}' did not end in time and was killed", machine=self._machine

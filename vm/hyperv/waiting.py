@@ -1,0 +1,26 @@
+"""Waiting for what a Hyper-V host or a guest does not announce: ask, remember what was seen, ask again."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from vm.deadline import Deadline
+
+INTERVAL_SECONDS = 0.2
+"""Pause between two questions; a question by itself takes 0.3 s and more on a real host."""
+
+
+def wait_until(probe: Callable[[], str | None], what: str, deadline: Deadline, *, machine: str) -> None:
+    """Ask until `probe` returns None, which means that it is so.
+
+    Args:
+        probe: returns what it saw instead, as it reads after 'last seen'.
+        what: what is waited for, as it reads after 'while waiting for'.
+
+    Raises:
+        DeadlineExceededError: it did not become so; with what was last seen.
+    """
+    while (seen := probe()) is not None:
+        time.sleep(min(INTERVAL_SECONDS, deadline.remaining))
+        deadline.check(what, last_seen=seen, machine=machine)
