@@ -19,7 +19,8 @@ def remove_all(guest: Guest, plan: Plan, deadline: Deadline, image: str | None =
     """Remove the driver of both modes; says what there was, empty if there was nothing.
 
     Args:
-        image: name of the image that is going to be deployed: a copy of it without a service is removed, too.
+        image: name of the image that is going to be deployed; the plan's if that is another. A copy of it that no
+            service names is removed, too.
 
     Raises:
         UnloadError: it refused to go, hangs, or has to wait for a restart.
@@ -36,7 +37,7 @@ def remove_all(guest: Guest, plan: Plan, deadline: Deadline, image: str | None =
         _delete_package(guest, plan, published, deadline)
     if packages:
         done.append(f"{', '.join(packages)} uninstalled")
-    copies = {DRIVERS_DIRECTORY / image} if image else set()
+    copies = {DRIVERS_DIRECTORY / name for name in (image, plan.image) if name}
     if installed_at is not None and installed_at.parent == DRIVERS_DIRECTORY:
         copies.add(installed_at)
     if copies:

@@ -8,6 +8,7 @@ from pathlib import PureWindowsPath
 from harness.config import DriverConfig
 from vm import inf
 from vm.errors import GuestError
+from vm.inf.actions import source_files
 from vm.machine import DeploymentMode
 
 GUEST_ROOT = PureWindowsPath(r"C:\Downlink")
@@ -23,6 +24,7 @@ class Plan:
         mode: how this deployment installs; what the other mode has left behind is removed all the same.
         inf: name of the driver's INF, by which the driver store knows its packages.
         provider: who provides it according to its INF; None = packages of any provider count.
+        image: name of the driver's image according to its INF, empty if that is not known.
         unload_seconds: an unload that takes longer counts as hung.
         race_seconds: how long Windows may take to forget a service that was deleted or an image that was unloaded.
     """
@@ -36,10 +38,12 @@ class Plan:
     inf: str = ""
     provider: str | None = None
     race_seconds: float = 15
+    image: str = ""
 
     @classmethod
     def of(cls, driver: DriverConfig, mode: DeploymentMode = DeploymentMode.SERVICE) -> Plan:
         """The plan for a driver of `harness.toml`, in the way in which a machine wants it installed."""
+        provider, image = _known_from_inf(driver)
         return cls(
             driver.service,
             driver.instance,
@@ -47,7 +51,8 @@ class Plan:
             driver.load_order_group,
             mode=mode,
             inf=driver.inf.name,
-            provider=_provider(driver),
+            provider=provider,
+            image=image,
         )
 
     @property
@@ -80,10 +85,12 @@ class UnloadError(GuestError):
     """An older driver could not be unloaded: the machine must be restored before it is used again."""
 
 
-def _provider(driver: DriverConfig) -> str | None:
+def _known_from_inf(driver: DriverConfig) -> tuple[str | None, str]:
+    """Provider and image of the driver as its INF in the checkout says; nothing if it cannot be read."""
     try:
-        content = driver.inf.read_bytes()
+        parsed = inf.read(driver.inf.read_bytes())
     except OSError:
-        return None
-    version = inf.read(content).section("Version")
-    return (version.text("Provider") or None) if version else None
+        return None, ""
+    version = parsed.section("Version")
+    images = [name for name in source_files(parsed, "") if name.lower().endswith(".sys")]
+    return (version.text("Provider") or None) if version else None, images[0] if images else ""

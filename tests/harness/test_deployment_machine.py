@@ -201,6 +201,18 @@ def test_a_deployment_that_was_killed_anywhere_is_no_obstacle_to_the_next_one(
 
 
 @pytest.mark.parametrize("mode", BOTH)
+def test_half_a_deployment_is_removed_without_a_trace(
+    guest: Guest, package: Package, mode: DeploymentMode
+) -> None:
+    point = 1
+    while spoil(guest, package, mode, point) == point:
+        remove(guest, plan(mode), soon())
+        assert_clean(guest)
+        point += 1
+    assert point > 12
+
+
+@pytest.mark.parametrize("mode", BOTH)
 def test_a_removal_that_was_killed_anywhere_can_be_repeated(
     guest: Guest, package: Package, mode: DeploymentMode
 ) -> None:
