@@ -23,6 +23,12 @@ class CurrentAddress:
         self._stale = False
         self._lock = threading.Lock()
 
+    @property
+    def where(self) -> str:
+        """Host and port of WinRM, as messages show them."""
+        address = self.get()
+        return f"{address.host}:{address.winrm_port}"
+
     def get(self) -> GuestAddress:
         """The last address known; raises what the function raises when there is none yet."""
         with self._lock:

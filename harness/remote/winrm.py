@@ -1,58 +1,32 @@
-"""Commands in the guest over WinRM, by pywinrm's `Protocol`.
+"""Commands in the guest over WinRM: shells, input, output and ends, each obeying the deadline.
 
-One `Protocol` per thread, because a sealed session is numbered and belongs to one TCP connection. Every request obeys
-the deadline, and a broken connection is mended where, and only where, that cannot run a command twice.
+Each thread has a session of its own (`harness.remote.session`).
 """
 
 from __future__ import annotations
 
 import codecs
-import math
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, TypeVar
-from xml.etree.ElementTree import ParseError
+from typing import Any
 
-from spnego.exceptions import SpnegoError
-from winrm.exceptions import (
-    InvalidCredentialsError,
-    WinRMError,
-    WinRMOperationTimeoutError,
-    WinRMTransportError,
-)
-from winrm.protocol import Protocol
+from winrm.exceptions import WinRMOperationTimeoutError
 
 from harness.log import Log
 from harness.remote.addresses import CurrentAddress
 from harness.remote.channels import CommandResult as CommandResult
 from harness.remote.channels import shorten, shown_code
-from harness.remote.faults import (
-    ENVELOPE_TOO_LARGE,
-    INPUT_CLOSED,
-    ShellGoneError,
-    fault_code,
-    is_broken_seal,
-    is_connection_error,
-    translate,
-    was_never_sent,
-)
-from harness.remote.pinning import pin
+from harness.remote.faults import ENVELOPE_TOO_LARGE, INPUT_CLOSED, ShellGoneError, fault_code
 from harness.remote.quoting import COMMAND_LINE_CHARACTERS, command_line
+from harness.remote.session import ANY_FAILURE, Session, make_protocol
 from vm.deadline import Deadline
 from vm.errors import DeadlineExceededError, DownlinkError, GuestError
 from vm.machine import GuestAddress
 
 CODE_PAGE_UTF8 = 65001
-
-OPERATION_SECONDS = 10
-"""How long the guest may hold one Receive without output; the deadline is looked at in between."""
-
-READ_SLACK_SECONDS = 10
-"""How much longer than the operation timeout the host waits for the answer itself."""
 
 CLEANUP_SECONDS = 5
 """What killing a command that outlived its deadline may take."""
@@ -65,24 +39,6 @@ SMALLEST_CHUNK_BYTES = 4_000
 
 SEND_SECONDS = 60
 """How long the guest may take to accept input: its default MaxTimeoutms. A program that starts slowly reads late."""
-
-IDLE_SECONDS = 60
-"""http.sys drops a connection that was idle for about 120 s; what must not be sent twice goes over a new one earlier."""
-
-_T = TypeVar("_T")
-_UNEXPECTED = (ParseError, StopIteration, AssertionError, KeyError, ValueError)
-"""What pywinrm raises when the answer is not the XML that it expects."""
-
-
-@dataclass(slots=True, eq=False)
-class _Connection:
-    """One thread's session with the guest."""
-
-    protocol: Any
-    address: GuestAddress
-    shell: str | None = None
-    used: float = field(default_factory=time.monotonic)
-    owner: threading.Thread = field(default_factory=threading.current_thread)
 
 
 class WinRm:
@@ -100,14 +56,13 @@ class WinRm:
         self._log = log
         self._local = threading.local()
         self._lock = threading.Lock()
-        self._connections: list[_Connection] = []
+        self._connections: list[Session] = []
         self._chunk_bytes = STDIN_CHUNK_BYTES
 
     @property
     def where(self) -> str:
         """Host and port, as messages show them."""
-        address = self._address.get()
-        return f"{address.host}:{address.winrm_port}"
+        return self._address.where
 
     def run(
         self,
@@ -152,24 +107,23 @@ class WinRm:
             connections, self._connections = self._connections, []
         self._local = threading.local()
         for connection in connections:
-            protocol = connection.protocol
             if connection.shell is not None:
-                self._set_timeouts(protocol, Deadline.after(seconds=CLEANUP_SECONDS))
-                with suppress(*_ANY_FAILURE):
-                    protocol.close_shell(connection.shell)
-            protocol.transport.close_session()
+                connection.set_timeouts(Deadline.after(seconds=CLEANUP_SECONDS))
+                with suppress(*ANY_FAILURE):
+                    connection.protocol.close_shell(connection.shell)
+            connection.drop()
 
-    def _connection(self) -> _Connection:
-        connection: _Connection | None = getattr(self._local, "connection", None)
+    def _connection(self) -> Session:
+        connection: Session | None = getattr(self._local, "connection", None)
         if connection is None:
-            connection = self._inherited() or self._connect()
+            connection = self._inherited() or self._new_session()
             self._local.connection = connection
             with self._lock:
                 if connection not in self._connections:
                     self._connections.append(connection)
         return connection
 
-    def _inherited(self) -> _Connection | None:
+    def _inherited(self) -> Session | None:
         """The session of a thread that has ended; its shell would otherwise count against the quota until `close`."""
         with self._lock:
             for connection in self._connections:
@@ -178,34 +132,14 @@ class WinRm:
                     return connection
         return None
 
-    def _connect(self) -> _Connection:
-        address = self._address.get()
-        return _Connection(self._protocol(address), address)
+    def _new_session(self) -> Session:
+        return Session(self._address, machine=self._machine, log=self._log, make=self._protocol)
 
     def _protocol(self, address: GuestAddress) -> Any:
         self._log.protect(address.credentials.password)
-        transport: Any = address.winrm_transport
-        no_authorities: Any = None
-        pinned = address.certificate if address.winrm_scheme == "https" else None
-        protocol = Protocol(
-            endpoint=f"{address.winrm_scheme}://{address.host}:{address.winrm_port}/wsman",
-            transport=transport,
-            username=address.credentials.username,
-            password=address.credentials.password,
-            # The default would take the authorities to trust from the environment.
-            ca_trust_path=no_authorities,
-            # Not ignored: a pinned certificate is compared as a whole, below.
-            server_cert_validation="ignore" if pinned else "validate",
-            operation_timeout_sec=OPERATION_SECONDS,
-            read_timeout_sec=OPERATION_SECONDS + READ_SLACK_SECONDS,
-            # The default would send the guest's traffic through whatever HTTP_PROXY names.
-            proxy=None,
-        )
-        if pinned is not None:
-            pin(protocol.transport, pinned, machine=self._machine)
-        return protocol
+        return make_protocol(address, machine=self._machine)
 
-    def _start(self, connection: _Connection, line: str, deadline: Deadline) -> tuple[str, str]:
+    def _start(self, connection: Session, line: str, deadline: Deadline) -> tuple[str, str]:
         """Start the command in the thread's own shell; one that has vanished meanwhile is replaced once."""
         if connection.shell is not None:
             with suppress(ShellGoneError):
@@ -217,13 +151,12 @@ class WinRm:
 
     def _open_shell(
         self,
-        connection: _Connection,
+        connection: Session,
         deadline: Deadline,
         directory: str | None,
         environment: Mapping[str, str] | None,
     ) -> str:
-        opened: str = self._request(
-            connection,
+        opened: str = connection.request(
             lambda protocol: protocol.open_shell(
                 codepage=CODE_PAGE_UTF8,
                 noprofile=True,
@@ -237,10 +170,9 @@ class WinRm:
         )
         return opened
 
-    def _run_command(self, connection: _Connection, shell: str, line: str, deadline: Deadline) -> str:
+    def _run_command(self, connection: Session, shell: str, line: str, deadline: Deadline) -> str:
         program, _, arguments = line.partition(" ")
-        started: str = self._request(
-            connection,
+        started: str = connection.request(
             lambda protocol: protocol.run_command(
                 shell, program, (arguments,) if arguments else (), console_mode_stdin=False
             ),
@@ -252,7 +184,7 @@ class WinRm:
 
     def _follow(
         self,
-        connection: _Connection,
+        connection: Session,
         shell: str,
         command_id: str,
         line: str,
@@ -275,12 +207,12 @@ class WinRm:
         finally:
             if not ended:
                 # The last exchange may have been torn apart, and with it the numbering of the seal.
-                connection.protocol.transport.close_session()
+                connection.drop()
             # Also after its end: the guest keeps a command until it is signalled (MS-WSMV 3.1.4.14).
             self._quietly(connection, lambda protocol: protocol.cleanup_command(shell, command_id))
 
     def _feed(
-        self, connection: _Connection, shell: str, command_id: str, stdin: bytes, deadline: Deadline
+        self, connection: Session, shell: str, command_id: str, stdin: bytes, deadline: Deadline
     ) -> None:
         """Send the input in pieces that fit an envelope; the last one closes the stream.
 
@@ -291,8 +223,7 @@ class WinRm:
             end = start + self._chunk_bytes
             send = partial(_send, shell, command_id, stdin[start:end], end >= len(stdin))
             try:
-                self._request(
-                    connection,
+                connection.request(
                     send,
                     "sending input to a command",
                     deadline,
@@ -323,7 +254,7 @@ class WinRm:
 
     def _collect(
         self,
-        connection: _Connection,
+        connection: Session,
         shell: str,
         command_id: str,
         line: str,
@@ -344,8 +275,7 @@ class WinRm:
                     machine=self._machine,
                 )
             try:
-                received, failed, code, done = self._request(
-                    connection,
+                received, failed, code, done = connection.request(
                     lambda protocol: protocol.get_command_output_raw(shell, command_id),
                     f"waiting for '{shorten(line)}'",
                     deadline,
@@ -375,91 +305,14 @@ class WinRm:
                     self._log.write(shorten(result.output, 4000))
                 return result
 
-    def _quietly(self, connection: _Connection, operation: Callable[[Any], object]) -> None:
+    def _quietly(self, connection: Session, operation: Callable[[Any], object]) -> None:
         """Clean up; a failure is logged but never covers what happened before."""
         try:
-            self._request(
-                connection, operation, "cleaning up", Deadline.after(seconds=CLEANUP_SECONDS), repeatable=True
+            connection.request(
+                operation, "cleaning up", Deadline.after(seconds=CLEANUP_SECONDS), repeatable=True
             )
         except (DownlinkError, WinRMOperationTimeoutError) as error:
             self._log.write(f"clean-up: {error}")
-
-    def _request(
-        self,
-        connection: _Connection,
-        operation: Callable[[Any], _T],
-        doing: str,
-        deadline: Deadline,
-        *,
-        repeatable: bool,
-        longest_seconds: int = OPERATION_SECONDS,
-    ) -> _T:
-        """One exchange, resent once where it is safe.
-
-        A request that broke the seal was never carried out, nor was one that found no connection: any of them may be
-        resent in a new session. A connection that broke during the request leaves open whether it was: only
-        `repeatable` ones (Receive, Signal, Delete) are resent.
-        """
-        if not repeatable and time.monotonic() - connection.used > IDLE_SECONDS:
-            connection.protocol.transport.close_session()
-        for attempt in (1, 2):
-            self._set_timeouts(connection.protocol, deadline, longest_seconds)
-            try:
-                result = operation(connection.protocol)
-            except WinRMOperationTimeoutError:
-                connection.used = time.monotonic()
-                raise
-            except _ANY_FAILURE as error:
-                lost = is_connection_error(error) or _lost_seal(error)
-                where, moved = self.where, False
-                if lost or is_broken_seal(error):
-                    moved = self._renew(connection)
-                again = is_broken_seal(error) or (repeatable and lost) or (moved and was_never_sent(error))
-                if attempt == 2 or not again or deadline.passed:
-                    if deadline.passed and is_connection_error(error):
-                        raise DeadlineExceededError(
-                            f"{where} did not answer in time while {doing}",
-                            hint="does the machine run? ./inv vm.start",
-                            machine=self._machine,
-                        ) from error
-                    raise translate(error, doing, machine=self._machine, where=where) from error
-                self._log.write(f"connection renewed after '{error}' while {doing}")
-            else:
-                connection.used = time.monotonic()
-                return result
-        raise AssertionError("unreachable")
-
-    def _renew(self, connection: _Connection) -> bool:
-        """Give up the session; the next request makes another. True when the guest has another address by now."""
-        connection.protocol.transport.close_session()
-        address = self._address.refresh()
-        if address == connection.address:
-            return False
-        connection.protocol, connection.address = self._protocol(address), address
-        self._log.write(f"the guest answers at {self.where} now")
-        return True
-
-    @staticmethod
-    def _set_timeouts(protocol: Any, deadline: Deadline, longest_seconds: int = OPERATION_SECONDS) -> None:
-        # pywinrm reads both attributes anew for every request.
-        operation = max(1, math.ceil(min(deadline.remaining, longest_seconds)))
-        protocol.operation_timeout_sec = operation
-        protocol.transport.read_timeout_sec = operation + READ_SLACK_SECONDS
-
-
-def _lost_seal(error: BaseException) -> bool:
-    """The answer could not be unsealed: the connection is unusable, the request may have been carried out."""
-    return isinstance(error, SpnegoError)
-
-
-_ANY_FAILURE: tuple[type[Exception], ...] = (
-    WinRMError,
-    WinRMTransportError,
-    InvalidCredentialsError,
-    SpnegoError,
-    OSError,  # requests' exceptions are OSErrors, too
-    *_UNEXPECTED,
-)
 
 
 def _send(shell: str, command_id: str, piece: bytes, end: bool, protocol: Any) -> None:

@@ -201,9 +201,9 @@ def test_a_guest_that_does_not_listen_is_one_sentence() -> None:
 def test_a_guest_that_accepts_and_says_nothing_does_not_hang_the_host(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from harness.remote import winrm
+    from harness.remote import session
 
-    monkeypatch.setattr(winrm, "READ_SLACK_SECONDS", 1)
+    monkeypatch.setattr(session, "READ_SLACK_SECONDS", 1)
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         address = GuestAddress(

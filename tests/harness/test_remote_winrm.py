@@ -18,7 +18,7 @@ from winrm.exceptions import (
 )
 
 from harness.log import Log
-from harness.remote import winrm
+from harness.remote import session, winrm
 from harness.remote.addresses import CurrentAddress
 from harness.remote.faults import ConnectionLostError, LogonError, ShellGoneError, StatusError, translate
 from harness.remote.quoting import command_line, quotable, quote
@@ -85,7 +85,7 @@ class ProtocolDouble:
 @pytest.fixture
 def protocol(monkeypatch: pytest.MonkeyPatch) -> ProtocolDouble:
     double = ProtocolDouble()
-    monkeypatch.setattr(winrm, "Protocol", lambda **_: double)
+    monkeypatch.setattr(session, "Protocol", lambda **_: double)
     return double
 
 
@@ -334,7 +334,7 @@ def test_each_thread_has_a_protocol_of_its_own(monkeypatch: pytest.MonkeyPatch) 
     from threading import Barrier
 
     made: list[ProtocolDouble] = []
-    monkeypatch.setattr(winrm, "Protocol", lambda **_: made.append(ProtocolDouble()) or made[-1])
+    monkeypatch.setattr(session, "Protocol", lambda **_: made.append(ProtocolDouble()) or made[-1])
     client = winrm.WinRm(ADDRESS, machine="lab", log=Log())
     together = Barrier(3, timeout=10)
 
@@ -447,7 +447,7 @@ def test_what_must_not_be_sent_twice_goes_over_a_new_connection_after_a_rest(
     client: winrm.WinRm, protocol: ProtocolDouble, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(client)
-    monkeypatch.setattr(winrm, "IDLE_SECONDS", -1)
+    monkeypatch.setattr(session, "IDLE_SECONDS", -1)
     protocol.output = iter([(b"again", b"", 0, True)])
     protocol.calls.clear()
 
