@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import gzip
 import os
+import stat
 import tarfile
+import time
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
 from vm.emulated.guest.commands.session import Invocation
 from vm.emulated.guest.drive import WindowsPathError, break_hard_link
@@ -14,8 +21,12 @@ from vm.emulated.guest.status import message_of_win32, win32_of_errno
 
 _CHUNK_BYTES = 1 << 20
 _MODES = "xct"
-_FLAGS = "zvpk"
+_FLAGS = "zvpka"
 _VALUES = "fC"
+
+
+_Content = Callable[[], IO[bytes] | None]
+"""Opens what a file in an archive holds."""
 
 
 class _UsageError(Exception):
@@ -26,6 +37,8 @@ class _UsageError(Exception):
 class _Options:
     mode: str = ""
     gzip: bool = False
+    by_suffix: bool = False
+    """-a: the archive's name says what it is."""
     verbose: bool = False
     archive: str | None = None
     directory: str | None = None
@@ -33,7 +46,7 @@ class _Options:
 
 
 def tar(call: Invocation) -> int:
-    """`tar -xf|-cf|-tf archive [-z] [-v] [-C directory] [names]`; 1 when anything failed."""
+    """`tar -xf|-cf|-tf archive [-z] [-a] [-v] [-C directory] [names]`; 1 when anything failed."""
     try:
         options = _parse(call.arguments)
         archive = call.guest.drive.host_path(options.archive or "", directory=call.session.directory)
@@ -70,6 +83,7 @@ def _parse(words: list[str]) -> _Options:
             elif letter in _FLAGS:
                 options.gzip |= letter == "z"
                 options.verbose |= letter == "v"
+                options.by_suffix |= letter == "a"
             elif letter in _VALUES:
                 value, letters = (letters or (waiting.pop(0) if waiting else "")), ""
                 if not value:
@@ -92,14 +106,14 @@ def _read(call: Invocation, options: _Options, archive: Path, base: Path) -> int
     shown = options.archive
     code = 0
     try:
-        with tarfile.open(archive, "r:*") as packed:
-            for entry in packed:
+        with _opened(archive) as entries:
+            for entry, content in entries:
                 call.session.cancellation.check()
-                if options.operands and entry.name not in options.operands:
+                if options.operands and not _chosen(entry.name, options.operands):
                     continue
                 if options.mode == "t":
                     call.out(entry.name)
-                elif not _extract(call, packed, entry, base):
+                elif not _extract(call, entry, content, base):
                     code = 1
                 elif options.verbose:
                     call.err(f"x {entry.name}")
@@ -107,7 +121,7 @@ def _read(call: Invocation, options: _Options, archive: Path, base: Path) -> int
         call.err(f"tar: Error opening archive: Failed to open '{shown}'")
         return 1
     except tarfile.ReadError as error:
-        unknown = "unexpected end" not in str(error) and "truncated" not in str(error)
+        unknown = str(error).startswith("file could not be opened")
         call.err(
             "tar: Error opening archive: Unrecognized archive format"
             if unknown
@@ -115,7 +129,7 @@ def _read(call: Invocation, options: _Options, archive: Path, base: Path) -> int
         )
         call.err("tar: Error exit delayed from previous errors.")
         return 1
-    except (EOFError, gzip.BadGzipFile):
+    except (EOFError, gzip.BadGzipFile, zlib.error, zipfile.BadZipFile):
         call.err("tar: Truncated input file (needed more bytes, only 0 available)")
         return 1
     if code:
@@ -123,10 +137,47 @@ def _read(call: Invocation, options: _Options, archive: Path, base: Path) -> int
     return code
 
 
-def _extract(call: Invocation, packed: tarfile.TarFile, entry: tarfile.TarInfo, base: Path) -> bool:
+@contextmanager
+def _opened(archive: Path) -> Iterator[Iterator[tuple[tarfile.TarInfo, _Content]]]:
+    """The entries of a tar (compressed or not) or zip archive, which bsdtar tells apart by what is in it."""
+    if not zipfile.is_zipfile(archive):
+        with tarfile.open(archive, "r:*") as packed:
+            yield ((entry, _member(packed, entry)) for entry in packed)
+        return
+    with zipfile.ZipFile(archive) as zipped:
+        yield ((_as_entry(entry), _zip_member(zipped, entry)) for entry in zipped.infolist())
+
+
+def _member(packed: tarfile.TarFile, entry: tarfile.TarInfo) -> _Content:
+    return lambda: packed.extractfile(entry)
+
+
+def _zip_member(zipped: zipfile.ZipFile, entry: zipfile.ZipInfo) -> _Content:
+    return lambda: zipped.open(entry)
+
+
+def _as_entry(entry: zipfile.ZipInfo) -> tarfile.TarInfo:
+    """What of an entry matters here, in the form that tar archives have it."""
+    result = tarfile.TarInfo(entry.filename)
+    result.type = tarfile.DIRTYPE if entry.is_dir() else tarfile.REGTYPE
+    if stat.S_ISLNK(entry.external_attr >> 16):
+        result.type = tarfile.SYMTYPE
+    result.size = entry.file_size
+    result.mtime = time.mktime((*entry.date_time, 0, 0, -1))
+    return result
+
+
+def _chosen(name: str, operands: list[str]) -> bool:
+    """True if an operand names the entry or a directory above it."""
+    wanted = [operand.replace("\\", "/").rstrip("/") for operand in operands]
+    return any(name.rstrip("/") == operand or name.startswith(f"{operand}/") for operand in wanted)
+
+
+def _extract(call: Invocation, entry: tarfile.TarInfo, content: _Content, base: Path) -> bool:
     """Write one entry below `base`; False, after a message, when that cannot be."""
     drive = call.guest.drive
-    parts = [part for part in entry.name.split("/") if part not in ("", ".")]
+    # A backslash is a separator on Windows, whoever wrote the archive.
+    parts = [part for part in entry.name.replace("\\", "/").split("/") if part not in ("", ".")]
     if ".." in parts:
         call.err(f"tar: {entry.name}: Path contains '..'")
         return False
@@ -142,7 +193,7 @@ def _extract(call: Invocation, packed: tarfile.TarFile, entry: tarfile.TarInfo, 
         if entry.isdir() or not parts:
             return True
         target = drive.host_path(f"{place.rstrip(chr(92))}\\{parts[-1]}")
-        source = packed.extractfile(entry)
+        source = content()
         if source is None:
             return True
         break_hard_link(target)
@@ -163,9 +214,12 @@ def _extract(call: Invocation, packed: tarfile.TarFile, entry: tarfile.TarInfo, 
 def _create(call: Invocation, options: _Options, archive: Path, base: Path) -> int:
     if not options.operands:
         raise _UsageError("no files or directories specified")
+    if options.by_suffix and archive.suffix.casefold() == ".zip":
+        return _create_zip(call, options, archive, base)
+    zipped = options.gzip or (options.by_suffix and archive.name.casefold().endswith((".gz", ".tgz")))
     code = 0
     try:
-        with tarfile.open(archive, "w:gz" if options.gzip else "w") as packed:
+        with tarfile.open(archive, "w:gz" if zipped else "w") as packed:
             for name in options.operands:
                 host = call.guest.drive.host_path(name, directory=call.guest.drive.windows_path(base))
                 if not host.exists():
@@ -176,6 +230,26 @@ def _create(call: Invocation, options: _Options, archive: Path, base: Path) -> i
     except OSError as error:
         call.err(f"tar: {message_of_win32(win32_of_errno(error.errno))}")
         return 1
+    if code:
+        call.err("tar: Error exit delayed from previous errors.")
+    return code
+
+
+def _create_zip(call: Invocation, options: _Options, archive: Path, base: Path) -> int:
+    code = 0
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as zipped:
+        for name in options.operands:
+            host = call.guest.drive.host_path(name, directory=call.guest.drive.windows_path(base))
+            if not host.exists():
+                call.err(f"tar: {name}: Couldn't find file: No such file or directory")
+                code = 1
+                continue
+            files = [host, *sorted(host.rglob("*"))] if host.is_dir() else [host]
+            for file in files:
+                if not file.is_symlink():
+                    below = file.relative_to(host).as_posix()
+                    shown = name.replace("\\", "/").rstrip("/")
+                    zipped.write(file, shown if below == "." else f"{shown}/{below}")
     if code:
         call.err("tar: Error exit delayed from previous errors.")
     return code
