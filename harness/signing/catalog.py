@@ -31,8 +31,11 @@ from vm.emulated.image.catalog import (
 from vm.emulated.image.page_hashes import page_hashes
 from vm.errors import PackageError
 
-_OS_NAMES = {"x64": "_v100_X64", "arm64": "_v100_ARM64"}
-"""What Inf2Cat's `/os:10_X64` and `/os:10_RS3_ARM64` write as the catalog's attribute OS."""
+_OS_NAMES = {
+    "x64": "_v100_X64,Server_v100_X64",
+    "arm64": "_v100_ARM64_RS3,Server_v100_ARM64",
+}
+"""The attribute OS: Windows 10 and later as client and as server, in the names that published catalogs have."""
 _OS_ATTRIBUTE = "2:10.0"
 """Platform 2 (Windows NT), version 10.0 and later."""
 # CRYPTCAT_ATTR_AUTHENTICATED | CRYPTCAT_ATTR_NAMEASCII | CRYPTCAT_ATTR_DATAASCII of mscat.h.

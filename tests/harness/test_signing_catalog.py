@@ -103,7 +103,7 @@ def test_a_catalog_vouches_for_the_image_by_its_authenticode_digest_and_for_the_
     }
     assert all(member.tag == member.digest and member.algorithm == "sha256" for member in found.members)
     assert {member.values["OSAttr"] for member in found.members} == {"2:10.0"}
-    assert found.values == {"OS": "_v100_X64"}
+    assert found.values == {"OS": "_v100_X64,Server_v100_X64"}
     for data, name in ((image, "sample.sys"), (made_image(), "sample.sys"), (INF, "sample.inf")):
         member = found.member_for(data, name)
         assert member is not None and member.file == name
