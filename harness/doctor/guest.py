@@ -1,17 +1,18 @@
-"""The guest: whether it lets the driver in, and whether a run in it can work. Each check reads facts, none asks.
+"""The guest: whether it lets the driver in, and whether suites can run in it. Each check reads facts, none asks.
 
-Limits are those of the Windows lab figures: 2 s of clock skew, WinRM's defaults as the least quotas.
+Limits are those of the Windows lab figures: 2 s of clock skew. What is around a run is in `harness.doctor.surroundings`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from datetime import timedelta
 from decimal import Decimal, InvalidOperation
 
+from harness.doctor import surroundings
 from harness.doctor.expectation import Expectation
-from harness.doctor.facts import GuestFacts, moment
+from harness.doctor.facts import GuestFacts
 from harness.doctor.subject import fine, note, trouble
+from harness.doctor.surroundings import differs
 from vm.findings import Finding, Severity
 
 GuestCheck = Callable[[GuestFacts, Expectation], Iterable[Finding]]
@@ -23,18 +24,9 @@ DISK_ERROR_BYTES = 500_000_000
 DISK_WARNING_BYTES = 2_000_000_000
 MEMORY_WARNING_BYTES = 256 * 2**20
 PYTHON = (3, 11)
-EXPIRES_SOON = timedelta(days=14)
-QUOTAS = {
-    "maxEnvelopeKb": 150,
-    "maxShellsPerUser": 10,
-    "maxProcessesPerShell": 15,
-    "maxMemoryPerShellMb": 512,
-}
-"""Least values that a run gets along with."""
 
 _ARCHITECTURES = {"amd64": "x64", "arm64": "arm64"}
 _RESTART_ERRORS = frozenset({"component servicing", "Windows Update"})
-_COMPLETE_DUMP = 1
 
 
 def system(facts: GuestFacts, _: Expectation) -> Iterator[Finding]:
@@ -108,36 +100,6 @@ def signing(facts: GuestFacts, wanted: Expectation) -> Iterator[Finding]:
         yield trouble("guest.testsigning", Severity.ERROR, "guest-testsigning", "testsigning is off", "on")
 
 
-def surroundings(facts: GuestFacts, wanted: Expectation) -> Iterator[Finding]:
-    """What changes the meaning of results: VBS and HVCI, Driver Verifier, Defender, other filters, a debugger."""
-    guard = facts.part("virtualization")
-    if guard.get("hvci") or guard.get("vbs"):
-        yield note("guest.hvci", "memory integrity (HVCI) is on" if guard.get("hvci") else "VBS is on")
-    verifier = facts.part("verifier")
-    verified = [str(each).casefold() for each in verifier.get("drivers", ())]
-    if wanted.verified and not {wanted.verified.casefold(), "*"} & set(verified):
-        said = f"Driver Verifier checks {', '.join(verified) or 'nothing'}"
-        yield trouble(
-            *("guest.verifier", Severity.ERROR, "guest-verifier", said, f"'{wanted.verified}'"),
-            image=wanted.verified,
-        )
-    elif verified:
-        level = verifier.get("level")
-        flags = f", flags 0x{level:X}" if isinstance(level, int) else ""
-        yield note("guest.verifier", f"Driver Verifier checks {', '.join(verifier['drivers'])}{flags}")
-    defender = facts.part("defender")
-    if defender.get("realTime"):
-        protected = ", tamper-protected" if defender.get("tamperProtected") else ""
-        yield note("guest.defender", f"real-time protection is on{protected}")
-    others = [each for each in facts.items("filters") if _differs(each["name"], wanted.service)]
-    if others:
-        shown = ", ".join(f"{each['name']} ({each['altitude']})" for each in others)
-        yield note("guest.filters", f"other filters are loaded: {shown}")
-    if facts.part("boot").get("debugger"):
-        said = "kernel debugging is on"
-        yield trouble("guest.debugger", Severity.WARNING, "guest-debugger", said, "off")
-
-
 def clock(facts: GuestFacts, wanted: Expectation) -> Iterator[Finding]:
     """The guest's clock against the host's."""
     ahead = facts.ahead_seconds
@@ -180,88 +142,6 @@ def room(facts: GuestFacts, _: Expectation) -> Iterator[Finding]:
             "guest-memory",
             said,
             f"{MEMORY_WARNING_BYTES // 2**20} MiB or more",
-        )
-
-
-def evidence(facts: GuestFacts, wanted: Expectation) -> Iterator[Finding]:
-    """Whether a bugcheck would leave a dump, and whether dumps of older ones lie about."""
-    crash = facts.part("crash")
-    if crash.get("dumps"):
-        count = len(crash["dumps"])
-        said = f"{count} dump{'s' if count > 1 else ''}, the first is '{crash['dumps'][0]}'"
-        yield trouble("guest.old-dumps", Severity.WARNING, "guest-old-dumps", said, "none")
-    if not crash or wanted.witness:
-        return
-    problems = []
-    if not crash.get("dumpKind"):
-        problems.append("no dump is written")
-    if not crash.get("alwaysKeep"):
-        problems.append("a dump may be deleted when the disk is nearly full")
-    if crash.get("autoReboot") is False:
-        problems.append("the guest does not restart by itself")
-    if problems:
-        yield trouble(
-            *("guest.crash-dump", Severity.WARNING, "guest-crash-dump", ", ".join(problems)),
-            "kernel dumps that are kept, automatic restart",
-            "guest.set-crash-dump",
-            name=wanted.machine,
-        )
-    memory = int(facts.part("system").get("memoryBytes") or 0)
-    size = int(crash.get("pageFileBytes") or 0)
-    if crash.get("dumpKind") == _COMPLETE_DUMP and size < memory + 2**20:
-        said = f"the page file has {size // 2**20} MiB"
-        yield trouble(
-            *("guest.page-file", Severity.WARNING, "guest-page-file", said, f"{memory // 2**20 + 1} MiB"),
-            name=wanted.machine,
-        )
-
-
-def winrm(facts: GuestFacts, wanted: Expectation) -> Iterator[Finding]:
-    """Quotas, the certificate of the HTTPS listener, the firewall's view of the network, proxies."""
-    quotas = facts.part("winrm")
-    # 0 and the largest number stand for no limit.
-    small = [
-        f"{name[:1].upper()}{name[1:]} is {quotas[name]}"
-        for name, least in QUOTAS.items()
-        if isinstance(quotas.get(name), int) and 0 < quotas[name] < least
-    ]
-    if small:
-        yield trouble(
-            *("guest.winrm-quotas", Severity.WARNING, "guest-quotas", ", ".join(small)),
-            ", ".join(str(least) for name, least in QUOTAS.items() if f"{name[1:]} is" in " ".join(small))
-            + " or more",
-            "guest.raise-quotas",
-            name=wanted.machine,
-        )
-    elif quotas:
-        yield fine("guest.winrm-quotas", f"{quotas.get('maxShellsPerUser')} shells per user")
-    expires = quotas.get("httpsCertificateExpires")
-    if isinstance(expires, int):
-        until = moment(expires)
-        said = f"valid until {until:%Y-%m-%d}"
-        if facts.now >= until or facts.now + EXPIRES_SOON >= until:
-            severity = Severity.ERROR if facts.now >= until else Severity.WARNING
-            yield trouble(
-                "guest.https-certificate",
-                severity,
-                "guest-https-certificate",
-                said,
-                "valid for two weeks or longer",
-            )
-        else:
-            yield fine("guest.https-certificate", said)
-    if "Public" in facts.items("networks"):
-        yield trouble(
-            *("guest.network", Severity.WARNING, "guest-network", "a network is public", "private"),
-            fix="guest.private-network",
-            name=wanted.machine,
-        )
-    if facts.items("proxies"):
-        names = facts.items("proxies")
-        yield trouble(
-            *("guest.proxy", Severity.WARNING, "guest-proxy", f"{', '.join(names)} set for the machine"),
-            "no proxy variables",
-            variable=names[0],
         )
 
 
@@ -333,12 +213,12 @@ def leftovers(facts: GuestFacts, wanted: Expectation) -> Iterator[Finding]:
     claims = [
         (str(each["service"]), str(each["altitude"]))
         for each in facts.items("altitudes")
-        if _differs(each["service"], wanted.service)
+        if differs(each["service"], wanted.service)
     ]
     claims += [
         (str(each["name"]), str(each["altitude"]))
         for each in facts.items("filters")
-        if _differs(each["name"], wanted.service)
+        if differs(each["name"], wanted.service)
     ]
     rivals = sorted({name for name, altitude in claims if _same(altitude, wanted.altitude)})
     if rivals:
@@ -371,7 +251,7 @@ def restart(facts: GuestFacts, _: Expectation) -> Iterator[Finding]:
 
 ALL: tuple[GuestCheck, ...] = (
     *(system, architecture, sections, signing, clock, room, python, certificate, leftovers, restart),
-    *(winrm, evidence, surroundings),
+    *(surroundings.winrm, surroundings.evidence, surroundings.modifiers),
 )
 
 
@@ -379,10 +259,6 @@ def examine(facts: GuestFacts, wanted: Expectation) -> Iterator[Finding]:
     """All findings, in the order in which a run would meet the trouble."""
     for check in ALL:
         yield from check(facts, wanted)
-
-
-def _differs(name: object, ours: str) -> bool:
-    return str(name).casefold() != ours.casefold()
 
 
 def _same(first: str, second: str) -> bool:

@@ -6,7 +6,8 @@ from importlib import import_module, util
 
 from harness.symptoms.symptom import Place, Symptom
 
-_MESSAGES = "harness.toolchain.wdk.messages"
+_TOOLCHAIN = "harness.toolchain.wdk"
+_MESSAGES = f"{_TOOLCHAIN}.messages"
 
 
 def faults() -> tuple[Symptom, ...]:
@@ -44,10 +45,9 @@ def faults() -> tuple[Symptom, ...]:
 
 def build_messages() -> tuple[Symptom, ...]:
     """Messages of MSBuild and the kit's tools that the toolchain 'wdk' knows."""
-    if util.find_spec("harness.toolchain.wdk") is None or util.find_spec(_MESSAGES) is None:
+    if util.find_spec(_TOOLCHAIN) is None or util.find_spec(_MESSAGES) is None:
         return ()
-    messages = import_module(_MESSAGES)
     return tuple(
         Symptom(f"wdk-{known.id}", Place.BUILD, known.id, known.cause, known.cure, None, known.pattern)
-        for known in messages.KNOWN
+        for known in import_module(_MESSAGES).KNOWN
     )

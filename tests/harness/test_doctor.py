@@ -19,7 +19,7 @@ from cryptography.x509.oid import NameOID
 
 from harness import config, doctor, verbs
 from harness.console import Console
-from harness.doctor import examination, facts, guest, host, machine, preflight, toolchain
+from harness.doctor import examination, facts, guest, host, machine, preflight, surroundings, toolchain
 from harness.doctor.expectation import Expectation, install_sections
 from harness.doctor.fixes import FIXES
 from harness.doctor.subject import Subject
@@ -336,7 +336,7 @@ def test_small_quotas_are_named_and_no_limit_is_fine(healthy: facts.GuestFacts) 
     assert (found.severity, found.found, found.wanted) == (
         Severity.WARNING,
         "MaxShellsPerUser is 5",
-        "10 or more",
+        "MaxShellsPerUser of 10 or more",
     )
     assert found.fix == "guest.raise-quotas"
 
@@ -417,7 +417,7 @@ def test_a_guest_that_tells_nothing_breaks_no_check(healthy: facts.GuestFacts) -
 
 def test_every_fix_that_a_finding_names_exists() -> None:
     named = set()
-    for module in (guest, host, machine, toolchain):
+    for module in (guest, host, machine, surroundings, toolchain):
         source = Path(str(module.__file__)).read_text(encoding="utf-8")
         named |= {name for name in FIXES if f'"{name}"' in source}
     assert named == set(FIXES)

@@ -193,7 +193,7 @@ function Get-DiskPart {
 }
 
 function Get-WinRmPart {
-    $item = { param([string] $Path) [int] (Get-Item -Path "WSMan:\localhost\$Path").Value }
+    $item = { param([string] $Path) [long] (Get-Item -Path "WSMan:\localhost\$Path").Value }
     $expiry = Get-Part {
         $listener = Get-ChildItem -Path 'WSMan:\localhost\Listener' |
             Where-Object { $_.Keys -contains 'Transport=HTTPS' } |
