@@ -200,9 +200,7 @@ def check(_: Context) -> int:
         "json": "print one JSON object",
     }
 )
-def doctor(
-    _: Context, machine: str = "", fix: bool = False, strict: bool = False, json: bool = False
-) -> int:
+def doctor(_: Context, machine: str = "", fix: bool = False, strict: bool = False, json: bool = False) -> int:
     """Check host, toolchain, machine and guest; one line each, with the command that mends it."""
     from harness import doctor as doctors
     from harness.console import Console
@@ -231,10 +229,49 @@ def clean(_: Context) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-@task(help={"machine": "machine of harness.toml"})
-def create(_: Context, machine: str = "") -> None:
-    """Make the machine ready for its first start."""
-    _vm("create", machine)
+@task(
+    help={
+        "machine": "machine of harness.toml",
+        "iso": "Windows ISO, a path on the machine's host",
+        "vhdx": "virtual disk with a generalised Windows, a path on the machine's host",
+        "edition": "name or number of the edition on the ISO",
+    }
+)
+def create(_: Context, machine: str = "", iso: str = "", vhdx: str = "", edition: str = "") -> None:
+    """Make the machine, from an image where its kind needs one, with its checkpoints."""
+    from harness import provisioning
+    from harness.console import Console
+    from vm.managed import Source
+
+    source = Source(iso=iso, vhdx=vhdx, edition=edition)
+    provisioning.create(_configuration(), machine or None, source, Console())
+
+
+@task(help={"machine": "machine of harness.toml", "name": "name of the new checkpoint"})
+def checkpoint(_: Context, machine: str = "", name: str = "") -> None:
+    """Take a checkpoint of the machine as it is."""
+    from harness import provisioning
+    from harness.console import Console
+
+    provisioning.checkpoint(_configuration(), machine or None, name, Console())
+
+
+@task(name="list", help={"machine": "this machine only, with its checkpoints"})
+def list_machines(_: Context, machine: str = "") -> None:
+    """List the machines with their states and checkpoints."""
+    from harness import provisioning
+    from harness.console import Console
+
+    provisioning.show(_configuration(), machine or None, Console())
+
+
+@task(help={"machine": "machine of harness.toml", "yes": "do not ask"})
+def destroy(_: Context, machine: str = "", yes: bool = False) -> None:
+    """Remove the machine, its checkpoints and its disks; refuses what was not made here."""
+    from harness import provisioning
+    from harness.console import Console
+
+    provisioning.destroy(_configuration(), machine or None, yes, Console())
 
 
 @task(help={"machine": "machine of harness.toml"})
@@ -327,5 +364,5 @@ def _builder(
 
 
 ns = Collection(build, deploy, test, listen, facts, check, doctor, bench, clean)
-ns.add_collection(Collection("vm", create, start, stop, restore, shell))
+ns.add_collection(Collection("vm", create, start, stop, restore, checkpoint, list_machines, destroy, shell))
 ns.add_collection(Collection("ci", testsigning, scripts, wdk))

@@ -11,6 +11,7 @@ from types import MappingProxyType
 from harness.config import Configuration
 from harness.console import Console
 from harness.machines import HeldMachine, held
+from harness.provisioning import told_timings
 from harness.remote.guest import Guest
 from harness.remote.winrm import CommandResult
 from vm.deadline import Deadline
@@ -49,6 +50,8 @@ def restore(configuration: Configuration, name: str | None, console: Console) ->
     """Put the machine back to its clean state and leave it running."""
     with _held(configuration, name) as machine, machine.stopped_on_failure():
         _timed(console, f"restore '{machine.name}'", lambda: machine.restore(keep=True))
+        if told := told_timings(machine.machine):
+            console.line(told)
 
 
 def shell(configuration: Configuration, name: str | None, command: str, console: Console) -> int:

@@ -97,13 +97,14 @@ class EmulatedMachine:
                 hint="start it with './inv vm.start'",
                 machine=self._name,
             )
+        ssh = self._settings.get("files", "sftp") == "sftp"
         return GuestAddress(
             host="127.0.0.1",
             winrm_port=int(state["winrm_port"]),
             winrm_scheme=str(state["scheme"]),
             winrm_transport=str(state["transport"]),
-            ssh_port=int(state["ssh_port"]),
-            host_key=str(state["host_key"]),
+            ssh_port=int(state["ssh_port"]) if ssh else None,
+            host_key=str(state["host_key"]) if ssh else None,
             credentials=Credentials(str(state["username"]), str(state["password"])),
             certificate=Path(state["certificate"]) if state["certificate"] else None,
         )
@@ -113,6 +114,17 @@ class EmulatedMachine:
         settings = {**self._settings, "winrm_port": 0, "ssh_port": 0}
         directory = self._directory.with_name(f"{self._directory.name}-w{number}")
         return EmulatedMachine(f"{self._name}-w{number}", directory, settings)
+
+    def describe(self) -> str:
+        """What `destroy` removes; "" when there is nothing."""
+        return f"the directory '{self._directory}'" if self._directory.exists() else ""
+
+    def destroy(self, deadline: Deadline) -> tuple[str, ...]:
+        """Stop it and remove its directory."""
+        there = self.describe()
+        self.stop(deadline)
+        self._wipe()
+        return (str(self._directory),) if there else ()
 
     def condition(self) -> Condition:
         state = self._read_state()
