@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -523,6 +526,21 @@ def test_a_repair_that_fails_is_told_and_the_others_go_on(tmp_path: Path) -> Non
         ("host.make-directories", True),
     ]
     assert (tmp_path / "runs").is_dir()
+
+
+def test_the_kit_is_looked_at_where_it_is_the_toolchain(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = Finding("wdk.pair", Severity.ERROR, "VS 18 with WDK 26100", "WDK 28000", "install it")
+    kit = ModuleType("harness.toolchain.wdk")
+    kit.__spec__ = ModuleSpec(kit.__name__, None)
+    kit.examine = lambda: [found]  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, kit.__name__, kit)
+    configuration = make_checkout(tmp_path)
+    subject = Subject(configuration, configuration.machine(), configuration.driver())
+    assert list(toolchain.wdk(subject)) == ([found] if sys.platform == "win32" else [])
+    chosen = replace(subject, configuration=replace(configuration, toolchain="wdk"))
+    assert list(toolchain.wdk(chosen)) == [found]
 
 
 def test_a_run_stops_before_anything_is_built_when_the_host_is_not_fit(
