@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable
 from email.utils import parsedate_to_datetime
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import paramiko
@@ -17,6 +19,8 @@ from winrm.exceptions import WSManFaultError
 from tests.vm.guest.chaos_reports import firings, occasions
 from vm.emulated.guest import boot
 from vm.emulated.guest.chaos.plan import Chaos, parse
+from vm.emulated.guest.drive import Drive
+from vm.emulated.guest.sftp_files import SftpFiles
 
 Broken = (requests.exceptions.ConnectionError, ConnectionError, OSError)
 CREATE = "sc create Downlink type= filesys binPath= C:\\x.sys"
@@ -52,6 +56,20 @@ def test_the_connection_closes_within_an_upload_and_half_a_file_stays(own_machin
     assert firings(machine, "sftp-closes") == 1
     machine.sftp().putfo(BytesIO(bytes(300_000)), "/C:/big.bin")
     assert (machine.c / "big.bin").stat().st_size == 300_000
+
+
+def test_what_was_sent_before_the_cut_does_not_reach_the_disk_after_it(tmp_path: Path) -> None:
+    cuts: list[str] = []
+    drive = Drive(tmp_path)
+    files = SftpFiles(
+        paramiko.ServerInterface(), drive, "C:\\", Chaos(parse("sftp-closes:10")), lambda: cuts.append("cut")
+    )
+    handle = files.open("/C:/x.bin", os.O_WRONLY | os.O_CREAT, paramiko.SFTPAttributes())
+    assert isinstance(handle, paramiko.SFTPHandle)
+    assert handle.write(0, b"12345678") == paramiko.SFTP_OK
+    assert [handle.write(8, b"12345678"), handle.write(16, b"1")] == [paramiko.SFTP_FAILURE] * 2
+    handle.close()
+    assert (cuts, (tmp_path / "x.bin").read_bytes()) == (["cut"], b"12345678")
 
 
 def test_a_small_upload_is_no_occasion(own_machine: Any) -> None:
@@ -335,14 +353,25 @@ def test_pnputil_begins_a_restart(own_machine: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fault", "program", "code"),
-    [("w32tm-refuses", "w32tm.exe", 0x80070426), ("schtasks-refuses", "schtasks.exe", 1)],
+    ("fault", "line", "code", "text"),
+    [
+        (
+            "w32tm-refuses",
+            "w32tm /query /status",
+            0x80070426,
+            "The service has not been started. (0x80070426)",
+        ),
+        ("schtasks-refuses", "schtasks /create /tn x", 1, "ERROR: Access is denied."),
+    ],
 )
-def test_a_tool_refuses(fault: str, program: str, code: int) -> None:
-    chaos = Chaos(parse(f"{fault}@2"))
-    assert chaos.on_program("sc.exe") is None
-    assert chaos.on_program(program) is None
-    refusal = chaos.on_program(program)
-    assert refusal is not None
-    assert (refusal.exit_code, refusal.message != "") == (code, True)
-    assert [entry["occasions"] for entry in chaos.report()] == [2]
+def test_a_tool_refuses(
+    own_machine: Any, open_prompt: Any, fault: str, line: str, code: int, text: str
+) -> None:
+    machine = own_machine(chaos=f"{fault}@2")
+    prompt = open_prompt(machine)
+    prompt("ver")
+    assert text not in prompt(line)[0]
+    assert (firings(machine, fault), occasions(machine, fault)) == (0, 1)
+    said, ended = prompt(line)
+    assert (ended, text in said) == (code, True)
+    assert firings(machine, fault) == 1
