@@ -109,7 +109,7 @@ class WinRmFiles:
             f"if exist {quote(source + chr(92))} ({TAR} -czf {quote(packed)} -C {quote(source)} .)"
             f" else (exit {absent})"
         )
-        result = self._commands.run(line, deadline=deadline)
+        result = self._run(line, deadline)
         if result.exit_code == absent and not result.output:
             return []
         try:
@@ -133,7 +133,7 @@ class WinRmFiles:
         for group in _groups(
             [f"(if exist {self._quoted(path)} del /f /q {self._quoted(path)})" for path in paths]
         ):
-            result = self._commands.run(" & ".join(group), deadline=deadline)
+            result = self._run(" & ".join(group), deadline)
             # `del` returns 0 also when it could not; it says so on standard error.
             if result.exit_code or result.stderr.strip():
                 raise GuestError(
@@ -198,7 +198,9 @@ class WinRmFiles:
                 if path not in self._there:
                     self._bring(path, content, deadline)
                     self._there.add(path)
-                result = self._commands.run(line, deadline=deadline, stdin=stdin)
+                # What writes to a file is repeated by `_send`, which looks first how far it has come.
+                run = self._run if stdin is None else self._run_once
+                result = run(line, deadline, stdin)
                 if result.exit_code != NO_SUCH_FILE:
                     break
                 # The guest was restored meanwhile. Without its file nothing has run.
@@ -222,10 +224,10 @@ class WinRmFiles:
         encoded, directory = quote(f"{path}.b64"), quote(parent_of(path))
         steps = (
             (f'(if not exist {directory} mkdir {directory}) & findstr "^" > {encoded}', _lines(content)),
-            (f"certutil -f -decode {encoded} {quote(path)} & del /q {encoded}", None),
+            (f"certutil -f -decode {encoded} {quote(path)} && del /q {encoded}", None),
         )
         for line, stdin in steps:
-            result = self._commands.run(line, deadline=deadline, stdin=stdin)
+            result = self._run(line, deadline, stdin)
         if self._digest(path, deadline) != digest:
             raise GuestError(
                 f"the script '{PureWindowsPath(path).name}' arrived damaged in the guest{_last_line(result)}",
@@ -234,9 +236,26 @@ class WinRmFiles:
             )
 
     def _digest(self, path: str, deadline: Deadline) -> str:
-        result = self._commands.run(["certutil", "-hashfile", path, "SHA256"], deadline=deadline)
+        result = self._run(["certutil", "-hashfile", path, "SHA256"], deadline)
         lines = [line.replace(" ", "").strip().lower() for line in result.stdout.splitlines()]
         return next((line for line in lines if len(line) == 64 and set(line) <= set("0123456789abcdef")), "")
+
+    def _run(
+        self, command: Sequence[str] | str, deadline: Deadline, stdin: bytes | None = None
+    ) -> CommandResult:
+        """Run a command that may run twice, and does when the connection was lost in it."""
+        try:
+            return self._run_once(command, deadline, stdin)
+        except (ConnectionLostError, ShellGoneError) as error:
+            if deadline.passed:
+                raise
+            self._log.write(f"once more: {error.message}")
+            return self._run_once(command, deadline, stdin)
+
+    def _run_once(
+        self, command: Sequence[str] | str, deadline: Deadline, stdin: bytes | None = None
+    ) -> CommandResult:
+        return self._commands.run(command, deadline=deadline, stdin=stdin)
 
     def _unpacked(self, content: bytes, target: Path) -> list[Path]:
         """The files of an archive that the guest has packed, none of which may lead out of `target`."""
@@ -268,9 +287,9 @@ class WinRmFiles:
 
 
 def _last_line(result: CommandResult) -> str:
-    """What a command said last, to follow a sentence."""
+    """What a command that failed said last, to follow a sentence."""
     said = result.output.strip().splitlines()
-    return f": {said[-1].strip()}" if said else ""
+    return f": {said[-1].strip()}" if said and result.exit_code else ""
 
 
 def _lines(content: bytes) -> bytes:

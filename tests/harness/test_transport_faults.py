@@ -348,6 +348,26 @@ def test_a_transfer_comes_through_what_can_be_mended(
     assert again == files["lib/b.bin"] and lab.path("Downlink", "t", "a.txt").read_bytes() == b"one"
 
 
+@pytest.mark.parametrize(
+    "chaos",
+    [
+        *("reset-command-before", "reset-command-after", "reset-create-after", "reset-send-before"),
+        *("reset-send-after", "reset-receive", "shells-lost", "shells-lost-in-receive"),
+    ],
+)
+def test_files_over_winrm_come_through_lost_connections_because_they_may_be_sent_twice(
+    labs: Callable[..., Lab], chaos: str
+) -> None:
+    content = os.urandom(350_000)
+    lab = labs(chaos=chaos)
+    with lab.guest("winrm") as guest:
+        guest.put_bytes(content, "C:\\Downlink\\x", soon())
+        assert guest.read_bytes("C:\\Downlink\\x", soon()) == content
+        guest.remove(["C:\\Downlink\\x"], soon())
+
+    assert not lab.path("Downlink", "x").exists()
+
+
 @pytest.mark.parametrize("way", ["sftp", "winrm"])
 def test_a_full_disk_is_said_and_room_is_asked_for(
     labs: Callable[..., Lab], tmp_path: Path, way: str
