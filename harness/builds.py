@@ -12,6 +12,7 @@ from harness.config import CONFIGURATIONS, TOOLCHAINS, Configuration, DriverConf
 from harness.package import DriverIdentity, Package
 from harness.signing import SigningIdentity
 from harness.toolchain import BuildResult
+from harness.toolchain.stale import write_atomically
 from vm.deadline import Deadline
 from vm.errors import BuildError, PackageError
 from vm.inf import install as installing
@@ -130,7 +131,7 @@ def _write_catalog(
         return None
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / made[0]
-    path.write_bytes(made[1])
+    write_atomically(path, made[1])  # another process may build the same
     return path
 
 
