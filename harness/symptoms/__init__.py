@@ -26,6 +26,7 @@ def all_symptoms() -> tuple[Symptom, ...]:
         *system.BUILD,
         *elsewhere.build_messages(),
         *system.INF,
+        *elsewhere.inf_rules(),
         *system.HYPERV,
         *system.WINRM,
         *elsewhere.faults(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from importlib import import_module, util
 
 from harness.symptoms.symptom import Place, Symptom
@@ -41,6 +42,24 @@ def faults() -> tuple[Symptom, ...]:
             )
         )
     return tuple(rows)
+
+
+def inf_rules() -> tuple[Symptom, ...]:
+    """Rules of the INF lint: what breaks one, and what to write instead."""
+    from harness.inf.lint import RULES
+
+    return tuple(
+        Symptom(
+            f"inf-{rule.id}".lower(),
+            Place.INF,
+            f"INF lint: {rule.severity.value} {rule.id}",
+            f"broken rule: {rule.sentence.rstrip('.')}",
+            rule.hint.rstrip("."),
+            None,
+            rf"\b(error|warning) {re.escape(rule.id)}:",
+        )
+        for rule in RULES
+    )
 
 
 def build_messages() -> tuple[Symptom, ...]:
