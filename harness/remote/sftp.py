@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import logging
 import posixpath
-import socket
 import stat
 import threading
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path, PureWindowsPath
-from typing import IO, Any, TypeVar
+from typing import IO, TypeVar
 
 import paramiko
 
 from harness.log import Log
+from harness.remote import ssh
 from harness.remote.addresses import CurrentAddress
 from harness.remote.channels import Upload as Upload
 from harness.remote.channels import safe_name, transfer
@@ -36,8 +36,6 @@ PREFETCH_REQUESTS = 64
 
 PACKET_BYTES = 32768
 """What paramiko writes at once; Win32-OpenSSH has a bug above 100 kB."""
-
-_RSA_SIGNATURES = ("rsa-sha2-512", "rsa-sha2-256")
 
 _HINTS = (
     ("bytes arrived", "make room on the guest's C:"),
@@ -247,82 +245,13 @@ class Sftp:
         self._disconnect()
         address = self._address.refresh()
         self._log.protect(address.credentials.password)
-        if address.ssh_port is None:
-            raise GuestError(
-                "the guest has no SFTP", hint="give the machine an ssh_port", machine=self._machine
-            )
         seconds = max(0.1, min(deadline.remaining, STEP_SECONDS))
-        key_file = self._private_key(address)
         try:
-            sock = socket.create_connection((address.host, address.ssh_port), timeout=seconds)
-            # Without it every small request waits for a delayed acknowledgement: 1 MB/s instead of 30 (measured).
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            self._transport = paramiko.Transport(sock)
-            self._transport.banner_timeout = self._transport.auth_timeout = seconds
-            kind, _, key = (address.host_key or "").partition(" ")
-            if key:
-                options: Any = self._transport.get_security_options()
-                # An RSA key is one kind of key and signs in several ways; the oldest (SHA-1) is not wanted.
-                ways = _RSA_SIGNATURES if kind == "ssh-rsa" else (kind,)
-                options.key_types = [way for way in ways if way in options.key_types] or options.key_types
-            self._transport.start_client(timeout=seconds)
-            self._check_host_key(self._transport, kind, key)
-            if key_file is not None:
-                self._transport.auth_publickey(address.credentials.username, key_file)
-            else:
-                self._transport.auth_password(address.credentials.username, address.credentials.password)
+            self._transport = ssh.connect(address, seconds=seconds, machine=self._machine)
             self._client = paramiko.SFTPClient.from_transport(self._transport)
-        except paramiko.AuthenticationException as error:
-            self._disconnect()
-            raise self._refused(address) from error
         except _FAILURES as error:
             self._disconnect()
             raise self._failure(error, f"connecting to SFTP at {self.where}") from error
-
-    def _private_key(self, address: GuestAddress) -> paramiko.PKey | None:
-        """The key to log on with, None for the password; raises `GuestError` when its file cannot be used."""
-        path = address.private_key
-        if path is None:
-            return None
-        try:
-            return paramiko.PKey.from_path(path)
-        except OSError as error:
-            reason = error.strerror or str(error)
-        except (paramiko.PasswordRequiredException, TypeError):
-            reason = "it is protected by a passphrase"
-        except (paramiko.SSHException, paramiko.pkey.UnknownKeyType, ValueError):
-            reason = "it holds no private key"
-        raise GuestError(
-            f"the private key '{path}' cannot be used: {reason}",
-            hint="name a key without a passphrase in 'private_key', or leave it out to log on with the password",
-            machine=self._machine,
-        )
-
-    def _refused(self, address: GuestAddress) -> GuestError:
-        if address.private_key is not None:
-            return GuestError(
-                f"the guest at {self.where} refused the key '{address.private_key}' for SFTP",
-                hint="the public key of an administrator belongs into"
-                r" C:\ProgramData\ssh\administrators_authorized_keys in the guest, which only Administrators and SYSTEM"
-                " may access",
-                machine=self._machine,
-            )
-        return GuestError(
-            f"the guest at {self.where} refused the user name or password for SFTP",
-            hint="check the machine's user and password; if the machine is ours, its state may be stale: ./inv vm.stop,"
-            " then run the command again",
-            machine=self._machine,
-        )
-
-    def _check_host_key(self, transport: paramiko.Transport, kind: str, key: str) -> None:
-        shown = transport.get_remote_server_key()
-        if not key or shown.get_name() != kind or shown.get_base64() != key.split(" ")[0]:
-            self._disconnect()
-            raise GuestError(
-                f"the SSH host key at {self.where} is not the one that belongs to this machine ({shown.fingerprint})",
-                hint="something else listens there, or the guest was made anew; a machine of ours: ./inv vm.stop, then start it",
-                machine=self._machine,
-            )
 
     def _make_directories(self, client: paramiko.SFTPClient, directory: str) -> None:
         if directory in self._directories or directory.count("/") < 2:

@@ -480,3 +480,14 @@ def test_an_address_that_is_fixed_is_never_forgotten() -> None:
 
 def fixed_address(port: int) -> GuestAddress:
     return GuestAddress("127.0.0.1", port, "http", "ntlm", None, None, Credentials(USER, PASSWORD))
+
+
+def test_a_machine_without_a_pinned_host_key_is_told_which_one_is_shown(labs: Callable[..., Lab]) -> None:
+    lab = labs()
+
+    with Guest(replace(lab.address(), host_key=None), machine="lab") as guest:
+        with pytest.raises(GuestError, match="no SSH host key is pinned for this machine") as caught:
+            guest.put_bytes(b"x", "C:\\Downlink\\x", soon())
+
+    assert f'host_key = "{lab.face.host_key}"' in (caught.value.hint or "")
+    assert not lab.path("Downlink").exists()
