@@ -180,3 +180,11 @@ def test_a_write_into_the_shared_python_does_not_reach_the_cache(python_prompt: 
     assert python_prompt(f"echo y> {python_prompt.guest.drive.windows_path(other)}").code == 0
     assert file.read_bytes() == before + b"x\r\n"
     assert other.read_bytes() == b"y\r\n"
+
+
+def test_findstr_numbers_lines_across_the_pieces_in_which_they_arrive(prompt: Any) -> None:
+    lines = [b"%07d x" % number + b"y" * (number % 90) for number in range(1, 20_001)]
+    text = b"\r\n".join(lines)
+    assert prompt('findstr "^" > copy.txt', text).code == 0
+    assert prompt.path("copy.txt").read_bytes() == text + b"\r\n"
+    assert prompt('findstr /n "0019999 0020000"', text).lines[-1].startswith("20000:0020000 x")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import chain
 from pathlib import Path
 
 from vm.emulated.guest.commands.files import matching
@@ -56,16 +57,25 @@ def findstr(call: Invocation) -> int:
         re.IGNORECASE if "i" in flags else 0,
     )
     hits = 0
-    for name, lines in _inputs(call, files):
+    wanted = "v" not in flags
+    for name, batches in _batched_inputs(call, files):
         prefix = call.session.encode(f"{name}:") if name and len(files) > 1 else b""
-        for number, line in enumerate(lines, 1):
-            if (expression.search(line.rstrip(b"\r\n")) is not None) == ("v" not in flags):
+        number = 0
+        for batch in batches:
+            shown: list[bytes] = []
+            for line in batch:
+                number += 1
+                if (expression.search(line.rstrip(b"\r\n")) is not None) == wanted:
+                    shown += [prefix, b"%d:" % number if "n" in flags else b"", line]
+                    if not line.endswith(b"\n"):
+                        shown.append(b"\r\n")
+            if shown and "m" in flags:
                 hits += 1
-                if "m" in flags:
-                    call.out(name)
-                    break
-                shown = prefix + (b"%d:" % number if "n" in flags else b"") + line
-                call.stdout.write(shown if shown.endswith(b"\n") else shown + b"\r\n")
+                call.out(name)
+                break
+            if shown:
+                hits += 1
+                call.stdout.write(b"".join(shown))
     return 0 if hits else 1
 
 
@@ -116,8 +126,14 @@ def sort(call: Invocation) -> int:
 
 def _inputs(call: Invocation, files: list[str]) -> Iterator[tuple[str, Iterator[bytes]]]:
     """Name and lines (with their ends) of each file; standard input without a name if there are none."""
+    for name, batches in _batched_inputs(call, files):
+        yield name, chain.from_iterable(batches)
+
+
+def _batched_inputs(call: Invocation, files: list[str]) -> Iterator[tuple[str, Iterator[list[bytes]]]]:
+    """As `_inputs`, with the lines in groups of what was read at once."""
     if not files:
-        yield "", _lines(call)
+        yield "", _lines(call.stdin.read)
         return
     for pattern in files:
         found = [path for path in matching(pattern, call.session) if path.is_file()]
@@ -127,21 +143,19 @@ def _inputs(call: Invocation, files: list[str]) -> Iterator[tuple[str, Iterator[
             yield (path.name if len(found) > 1 else pattern), _file_lines(path)
 
 
-def _lines(call: Invocation) -> Iterator[bytes]:
-    rest = bytearray()
-    while data := call.stdin.read(_CHUNK_BYTES):
-        rest += data
-        *whole, last = rest.split(b"\n")
-        rest = bytearray(last)
-        for line in whole:
-            yield bytes(line) + b"\n"
+def _lines(read: Callable[[int], bytes]) -> Iterator[list[bytes]]:
+    rest = b""
+    while data := read(_CHUNK_BYTES):
+        *whole, rest = (rest + data).split(b"\n")
+        if whole:
+            yield [line + b"\n" for line in whole]
     if rest:
-        yield bytes(rest)
+        yield [rest]
 
 
-def _file_lines(path: Path) -> Iterator[bytes]:
+def _file_lines(path: Path) -> Iterator[list[bytes]]:
     with path.open("rb") as file:
-        yield from file
+        yield from _lines(file.read)
 
 
 def _anchored(pattern: str, literal: bool, flags: set[str], call: Invocation) -> bytes:
