@@ -14,7 +14,7 @@ from urllib.parse import quote
 
 import pytest
 
-from harness import config, machines, verbs
+from harness import config, doctor, machines, verbs
 from harness.builds import prepare
 from harness.console import Console
 from harness.remote.guest import Guest
@@ -148,6 +148,8 @@ def test_a_machine_that_stays_keeps_its_password_in_private_files_alone(lab: Lab
     assert "state.json" in {path.name for path in found}
     if sys.platform != "win32":
         assert {stat.S_IMODE(path.stat().st_mode) for path in found} == {0o600}
+    doctor.run(lab.root, None, lab.console, fix=True)
+    assert "guest.testsigning: on" in lab.shown()
     assert_silent(lab.shown(), lab.passwords)
 
     machine.stop(Deadline.after(seconds=20))
