@@ -261,6 +261,20 @@ def test_https_works_with_the_pinned_certificate(own_machine: Any) -> None:
     assert (machine.face.certificate.with_suffix(".key").stat().st_mode & 0o777) == 0o600
 
 
+def test_a_connection_over_tls_is_reset_within_an_answer(own_machine: Any) -> None:
+    machine = own_machine(https=True, chaos="reset-receive,http-503@4")
+    protocol = _ssl(machine)
+    shell = protocol.open_shell()
+    command = protocol.run_command(shell, "echo all of it& winrm get winrm/config")
+    with pytest.raises((*Broken, requests.exceptions.ChunkedEncodingError)):
+        protocol.get_command_output_raw(shell, command)
+    with pytest.raises(WinRMTransportError):
+        protocol.get_command_output_raw(shell, command)
+    said = protocol.get_command_output(shell, command)[0]
+    assert said.startswith(b"all of it\r\n") and b"AllowUnencrypted = false" in said
+    assert (firings(machine, "reset-receive"), firings(machine, "http-503")) == (1, 1)
+
+
 def test_the_certificate_has_expired(own_machine: Any) -> None:
     machine = own_machine(chaos="certificate-expired")
     assert _presented(machine).not_valid_after_utc < datetime.datetime.now(datetime.UTC)

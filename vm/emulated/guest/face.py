@@ -80,7 +80,8 @@ class GuestFace:
         on_process_ended: Callable[[ProcessInformation], None] | None = None,
     ) -> None:
         self._chaos = Chaos(parse(settings.chaos, settings.chaos_seed))
-        settings = self._chaos.settings(settings)
+        settings, self._pinned = _with_certificate(self._chaos.settings(settings))
+        self._settings = settings
         self._registry = registry
         self._drive = Drive(c_root, on_write=self._chaos.on_write)
         self._clock = GuestClock(registry)
@@ -111,7 +112,6 @@ class GuestFace:
         self._guest = guest
         self._accounts = Accounts(settings)
         self._shells = ShellTable(guest)
-        self._settings, self._pinned = _with_certificate(settings)
         self._winrm = WinRmServer(Service(guest, self._shells), self._settings)
         self._sftp = SftpServer(self._drive, settings, self._chaos)
         self._lock = threading.Lock()

@@ -131,7 +131,7 @@ class CertificateExpired(Fault):
 
     def settings(self, settings: GuestSettings) -> GuestSettings:
         self.strikes()
-        return replace(settings, https=True, certificate_days=-1)
+        return replace(settings, https=True, tls=None, certificate_days=-1)
 
 
 class CertificateChanged(Fault):
@@ -142,7 +142,7 @@ class CertificateChanged(Fault):
 
     def settings(self, settings: GuestSettings) -> GuestSettings:
         self.strikes()
-        return replace(settings, https=True, certificate_pinned=False)
+        return replace(settings, https=True, tls=None, certificate_pinned=False)
 
 
 class PythonMissing(Fault):

@@ -249,7 +249,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _send(self, reply: Reply, token: str | None, context: Any = None) -> None:
         if reply.interruption is not None:
-            self._interrupt(reply, reply.interruption)
+            self._interrupt(reply, reply.interruption, context)
             return
         if reply.undelivered and self._client_gone():
             # What a client did not wait for must be there for its next connection.
@@ -268,7 +268,7 @@ class _Handler(BaseHTTPRequestHandler):
         if reply.delivered:
             reply.delivered()
 
-    def _interrupt(self, reply: Reply, how: Interruption) -> None:
+    def _interrupt(self, reply: Reply, how: Interruption, context: Any) -> None:
         """Answer with a bare status, or reset the connection."""
         if reply.undelivered:
             reply.undelivered()
@@ -277,12 +277,12 @@ class _Handler(BaseHTTPRequestHandler):
             return
         self.close_connection = True
         if how.partly:
-            half = reply.envelope[: len(reply.envelope) // 2]
+            body = reply.envelope if context is None else sealing.seal(context, reply.envelope)
             self.send_response(reply.status)
-            self.send_header("Content-Type", _SOAP)
-            self.send_header("Content-Length", str(len(reply.envelope)))
+            self.send_header("Content-Type", _SOAP if context is None else sealing.CONTENT_TYPE)
+            self.send_header("Content-Length", str(len(body)))
             self.end_headers()
-            self.wfile.write(half)
+            self.wfile.write(body[: len(body) // 2])
             self.wfile.flush()
         # With a linger time of zero the end of the socket is a reset, not a shutdown.
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack(_LINGER, 1, 0))
