@@ -15,7 +15,14 @@ from vm.deadline import Deadline
 from vm.emulated.machine import EmulatedMachine
 
 ROOT = Path(__file__).resolve().parents[3]
-Broken = (requests.exceptions.RequestException, OSError, winrm.exceptions.WinRMError)
+Broken = (
+    requests.exceptions.RequestException,
+    OSError,
+    winrm.exceptions.WinRMError,
+    # A sealed session that has lost its connection gets 400 on the next one.
+    winrm.exceptions.WinRMTransportError,
+    winrm.exceptions.InvalidCredentialsError,
+)
 
 
 @pytest.fixture
