@@ -139,7 +139,14 @@ def resume(configuration: Configuration, choices: Choices, console: Console) -> 
             where_now = machine.machine.address
             with _seeing(machine, record), Guest(where_now, machine=machine.name, log=record.log) as guest:
                 went_down = runner.resume_suite(machine.machine, guest, suite, record, deadline)
-                _afterwards(machine, guest, plan_for(driver, machine.machine), record, mark, went_down)
+                _afterwards(
+                    machine,
+                    guest,
+                    plan_for(driver, machine.machine),
+                    record,
+                    mark,
+                    None if went_down else suite.boot,
+                )
 
         try:
             status = _guarded(record, (worker,), follow, configuration, started)
@@ -247,6 +254,7 @@ def _to_the_verdict(job: _Job, worker: Worker) -> None:
         )
         on_step(repeated(guest, look))
         deployment.deploy(guest, job.package, plan, job.deadline.sooner(seconds=DEPLOY_SECONDS), on_step)
+        boot = guest.boot_identity(job.deadline)
         mark = None
         if not machine.machine.abilities.witness:
             mark = evidence.mark(guest, job.deadline)
@@ -254,7 +262,7 @@ def _to_the_verdict(job: _Job, worker: Worker) -> None:
         went_down = runner.run_suite(
             machine.machine, guest, job.request, record, job.deadline, Share(worker.name, worker.files)
         )
-        _afterwards(machine, guest, plan, record, mark, went_down, worker.name)
+        _afterwards(machine, guest, plan, record, mark, None if went_down else boot, worker.name)
 
 
 @contextmanager
@@ -276,13 +284,19 @@ def _afterwards(
     plan: Plan,
     record: RunRecord,
     mark: evidence.Mark | None,
-    went_down: bool,
+    boot: str | None,
     worker: str = "",
 ) -> None:
-    """Unload the driver, so that what it forgets to give back shows now; then ask the guest what it remembers."""
-    if not went_down:
+    """Unload the driver, so that what it forgets to give back shows now; then ask the guest what it remembers.
+
+    `boot` is the one in which the suite has ended; None if the guest went down in it, and the driver with it.
+    """
+    if boot is not None:
+        deadline = Deadline.after(seconds=UNLOAD_SECONDS)
         try:
-            deployment.remove(guest, plan, Deadline.after(seconds=UNLOAD_SECONDS))
+            deployment.remove(guest, plan, deadline)
+            if (now := guest.boot_identity(deadline)) != boot:
+                record.write("restarted", before=boot, after=now)
         except DownlinkError as error:
             record.problem(error)
             machine.mark_dirty(error)

@@ -107,6 +107,11 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
                         "transport": Setting(str, "how WinRM authenticates", choices=("ntlm", "basic")),
                         "seed": Setting(int, "seed of the scheduler", minimum=0),
                         "scheme": Setting(str, "how WinRM is spoken", choices=("http", "https")),
+                        "files": Setting(
+                            str,
+                            "the way of files into the guest, sftp if not given",
+                            choices=("sftp", "winrm"),
+                        ),
                         "language": Setting(str, "display language of the inbox tools", choices=("en", "de")),
                         "chaos": Setting(
                             str, "faults of the guest by name, separated by commas (vm/emulated/guest/chaos)"
