@@ -84,6 +84,9 @@ class Creation:
             # Not connected yet: it wakes up with the address of the original.
             self._new_machine(record, disk, "", deadline)
             self._start(record, None, deadline)
+            record.python, record.defender = parent.python, parent.defender
+            if parent.host_key:
+                self._ssh(record, deadline)
             self._address(record, deadline)
             self._in_guest("Initialize-GuestVolumes", record, deadline)
             self._host.call(
@@ -197,18 +200,21 @@ class Creation:
             self._in_guest("Set-GuestCrashDumps", record, deadline, PageFileMB=settings.page_file_mb)
             record.defender = str(self._in_guest("Set-GuestQuiet", record, deadline).get("defender", ""))
             self._in_guest("Initialize-GuestVolumes", record, deadline)
-        with self._step("install OpenSSH"):
-            public = self._machine.file.make_key()
-            told = self._in_guest(
-                "Install-GuestOpenSsh", record, deadline, PublicKey=public, Port=settings.ssh_port
-            )
-            if told["installed"]:
-                record.host_key = str(told["host_key"])
-                self._machine.file.save_host_key(record.address, settings.ssh_port, record.host_key)
+        self._ssh(record, deadline)
         with self._step("install Python"):
             record.python = str(self._in_guest("Install-GuestPython", record, deadline)["version"])
         with self._step("open WinRM"):
             self._address(record, deadline)
+
+    def _ssh(self, record: Record, deadline: Deadline) -> None:
+        port, file = self._settings.ssh_port, self._machine.file
+        with self._step("install OpenSSH"):
+            told = self._in_guest(
+                "Install-GuestOpenSsh", record, deadline, PublicKey=file.make_key(), Port=port
+            )
+        if told["installed"]:
+            record.host_key = str(told["host_key"])
+            file.save_host_key(record.address, port, record.host_key)
 
     def _address(self, record: Record, deadline: Deadline) -> None:
         settings = self._settings

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,6 +29,9 @@ from vm.machine import (
 from vm.managed import Checkpoint, Say, Source, Timings
 from vm.registry import used_as
 from vm.secrets import SecretStore
+
+_CLONES = threading.Lock()
+"""Clones are made by several threads at once, and their numbers are in one record."""
 
 STATE_SECONDS = 60.0
 """How long a question to the Hyper-V host may take."""
@@ -197,12 +201,13 @@ class HypervMachine:
 
     def create_clone(self, number: int, deadline: Deadline, say: Say) -> HypervMachine:
         """Make the clone with that number: a disk on the machine's sealed one, an address of its own, its checkpoints."""
-        parent = self._record()
+        with _CLONES:
+            # Before it exists: what stands on the machine's disk must be known whatever happens.
+            parent = self._record()
+            parent.clones = sorted({*parent.clones, number})
+            self.file.save(parent)
         made = self.clone(number)
         Creation(made, say).create_clone(self, parent, deadline)
-        if number not in parent.clones:
-            parent.clones.append(number)
-            self.file.save(parent)
         return made
 
     def checkpoint(self, name: str, deadline: Deadline) -> Checkpoint:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 
 from vm.deadline import Deadline
+from vm.errors import DeadlineExceededError
 
 INTERVAL_SECONDS = 0.2
 """Pause between two questions; a question by itself takes 0.3 s and more on a real host."""
@@ -21,6 +22,17 @@ def wait_until(probe: Callable[[], str | None], what: str, deadline: Deadline, *
     Raises:
         DeadlineExceededError: it did not become so; with what was last seen.
     """
-    while (seen := probe()) is not None:
+    last: str | None = None
+    while True:
+        try:
+            seen = probe()
+        except DeadlineExceededError:
+            # The last question was cut off; what the one before it saw says more.
+            if last is not None:
+                deadline.check(what, last_seen=last, machine=machine)
+            raise
+        if seen is None:
+            return
+        last = seen
         time.sleep(min(INTERVAL_SECONDS, deadline.remaining))
         deadline.check(what, last_seen=seen, machine=machine)

@@ -63,8 +63,13 @@ class Host:
             )
             if guest.get("setup") and guest["setup"] != "IMAGE_STATE_COMPLETE":
                 guest["setup"] = "IMAGE_STATE_COMPLETE"
-        machine["state"] = "starting" if self.faults.strike("stuck-starting") else "running"
-        if machine["state"] == "running" and not self.faults.strike("no-address"):
+        machine["state"] = "starting" if self.faults.strike("stuck-starting") is not None else "running"
+        if machine["state"] == "running" and self.faults.strike("no-address") is None:
+            self.connect(machine)
+
+    def connect(self, machine: dict[str, Any]) -> None:
+        """Let a running guest be reached over the network, if its adapter is connected."""
+        if machine["switch"]:
             self.emulated(machine).start()
 
     def power_off(self, machine: dict[str, Any]) -> None:
@@ -235,7 +240,10 @@ def set_machine_disk(host: Host, values: Values) -> dict[str, Any]:
 
 
 def connect_machine(host: Host, values: Values) -> dict[str, Any]:
-    host.own(values)["switch"] = values["SwitchName"]
+    machine = host.own(values)
+    machine["switch"] = values["SwitchName"]
+    if machine["state"] == "running":
+        host.connect(machine)
     return {"switch": values["SwitchName"]}
 
 
@@ -245,7 +253,7 @@ def get_machine(host: Host, values: Values) -> dict[str, Any]:
         return {"present": False}
     silent = (
         machine["state"] != "running"
-        or host.faults.strike("no-heartbeat")
+        or host.faults.strike("no-heartbeat") is not None
         or "guest-crashed" in host.state["faults"]
     )
     return {

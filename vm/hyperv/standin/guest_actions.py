@@ -71,7 +71,7 @@ def enable_guest_remoting(host: Host, values: Values) -> dict[str, Any]:
     certificate = guests.make_certificate(emulated.content / "identity", values["Address"])
     if not (emulated.content / "identity" / "ssh_host_ed25519_key").exists():
         guests.make_host_key(emulated.content / "identity")
-    emulated.start()
+    host.connect(machine)
     return {"certificate": certificate, "thumbprint": "0" * 40}
 
 

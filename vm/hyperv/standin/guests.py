@@ -6,6 +6,7 @@ import base64
 import datetime
 import ipaddress
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from vm.emulated.control import ask
 from vm.emulated.guest import boot
 from vm.emulated.machine import STATE_FILE, EmulatedMachine
 from vm.emulated.registry import Registry
+from vm.errors import MachineError
 
 START_SECONDS = 40.0
 ROOT = Path(__file__).resolve().parents[3]
@@ -54,19 +56,12 @@ class Emulated:
     def save(self) -> None:
         """Write the running machine's registry to the disk."""
         state = self._state()
-        if state is not None:
+        if state is None:
+            return
+        # A process that has ended by itself, as after a power failure, has nothing to save.
+        with suppress(MachineError):
             snapshot = ask(int(state["control_port"]), bytes.fromhex(state["key"]), "registry")
             self._registry.write_text(json.dumps(snapshot), encoding="utf-8")
-
-    def crashes(self) -> list[dict[str, Any]]:
-        """Bugchecks of the running machine, as it tells them."""
-        state = self._state()
-        if state is None:
-            return []
-        found: list[dict[str, Any]] = ask(
-            int(state["control_port"]), bytes.fromhex(state["key"]), "condition"
-        )["crashes"]
-        return found
 
     def write(self, path: str, text: str) -> None:
         """Write a file of the C: drive; `path` with slashes, without the drive."""
