@@ -50,7 +50,7 @@ def create(configuration: Configuration, name: str | None, source: Source, conso
         lifecycle.create(configuration, name, console)
         return
     with held(configuration, name, configuration.driver()) as mine:
-        managed = _managed(mine.machine, "made from an image")
+        managed = _managed(mine.machine, "are not made from an image")
         managed.create(source, Deadline.after(seconds=CREATE_SECONDS), console.step)
     console.line(f"the machine '{machine.name}' is ready: ./inv test --machine {machine.name}")
 
@@ -64,7 +64,7 @@ def checkpoint(configuration: Configuration, name: str | None, label: str, conso
     if not label.strip():
         raise MachineError("a checkpoint needs a name", hint="give --name NAME")
     with held(configuration, name, configuration.driver()) as mine:
-        made = _managed(mine.machine, "put on record").checkpoint(
+        made = _managed(mine.machine, "take no checkpoints").checkpoint(
             label, Deadline.after(seconds=CHECKPOINT_SECONDS)
         )
     console.line(
@@ -136,7 +136,7 @@ def told_timings(machine: Machine) -> str:
 def _managed(machine: Machine, what: str) -> Managed:
     if not isinstance(machine, Managed):
         raise MachineError(
-            f"machines of the kind '{machine.kind}' cannot be {what}",
+            f"machines of the kind '{machine.kind}' {what}",
             hint="'restore' brings an emulated machine back to its one clean state"
             if machine.kind == "emulated"
             else None,
