@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -127,6 +128,19 @@ def test_a_suite_runs_on_it_from_the_restore_to_the_verdict(
     assert lab.machine.state() is MachineState.STOPPED
 
 
+def test_calls_at_the_same_time_do_not_lose_what_another_one_did(lab: Lab) -> None:
+    calls = 12
+
+    def count(number: int) -> None:
+        lab.host.change(lambda state: state["host"].setdefault("counted", []).append(number))
+
+    with ThreadPoolExecutor(calls) as pool:
+        list(pool.map(count, range(calls)))
+
+    assert sorted(lab.host.state["host"].pop("counted")) == list(range(calls))
+    lab.host.change(lambda state: state["host"].pop("counted"))
+
+
 def test_a_checkpoint_that_is_missing_is_told_with_those_there_are(lab: Lab) -> None:
     with pytest.raises(MachineError, match="no checkpoint 'other', it has: clean, verifier"):
         lab.made(checkpoint="other").restore(soon())
@@ -165,7 +179,7 @@ def test_a_restore_that_is_refused_is_one_sentence(
 def test_a_guest_that_does_not_get_ready_is_told_with_what_was_seen(lab: Lab, fault: str, seen: str) -> None:
     lab.host.fault(fault)
     with pytest.raises(DeadlineExceededError) as caught:
-        lab.machine.restore(Deadline.after(seconds=2.5))
+        lab.machine.restore(Deadline.after(seconds=6))
     assert seen in caught.value.message
 
 

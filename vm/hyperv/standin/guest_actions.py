@@ -105,7 +105,8 @@ def set_guest_boot(host: Host, values: Values) -> dict[str, Any]:
 
 
 def set_guest_crash_dumps(host: Host, values: Values) -> dict[str, Any]:
-    guest_of(host, values)
+    _, guest = guest_of(host, values)
+    guest["crash_dumps"] = True
     return {"restart": True}
 
 

@@ -20,6 +20,9 @@ from vm.errors import MachineError
 START_SECONDS = 40.0
 ROOT = Path(__file__).resolve().parents[3]
 
+CRASH_DUMPS = {"CrashDumpEnabled": 2, "AlwaysKeepMemoryDump": 1, "AutoReboot": 1, "Overwrite": 1}
+"""What Set-GuestCrashDumps.ps1 writes."""
+
 
 class Emulated:
     """The emulated machine on one disk.
@@ -44,6 +47,9 @@ class Emulated:
         if self._registry.exists():
             registry.restore(json.loads(self._registry.read_text(encoding="utf-8")))
         registry.set_dword(boot.BOOT_COUNTER_KEY, boot.BOOT_COUNTER_VALUE, self._guest["boot_id"] - 1)
+        if self._guest.get("crash_dumps"):
+            for name, value in CRASH_DUMPS.items():
+                registry.set_dword(f"{boot.CONTROL}\\CrashControl", name, value)
         self._registry.write_text(json.dumps(registry.snapshot()), encoding="utf-8")
         self._machine().start(Deadline.after(seconds=START_SECONDS))
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -68,16 +69,17 @@ class Store:
 
     @contextmanager
     def opened(self) -> Iterator[dict[str, Any]]:
-        """The state, written back at the end whatever a script answered."""
+        """The state, for this call alone, and written back at the end whatever a script answered."""
         self.root.mkdir(parents=True, exist_ok=True)
         path = self.root / STATE
-        state = json.loads(path.read_text(encoding="utf-8")) if path.exists() else fresh()
-        try:
-            yield state
-        finally:
-            draft = path.with_suffix(".part")
-            draft.write_text(json.dumps(state, indent=1), encoding="utf-8")
-            draft.replace(path)
+        with _alone(self.root / "lock"):
+            state = json.loads(path.read_text(encoding="utf-8")) if path.exists() else fresh()
+            try:
+                yield state
+            finally:
+                draft = path.with_suffix(".part")
+                draft.write_text(json.dumps(state, indent=1), encoding="utf-8")
+                draft.replace(path)
 
     def content(self, disk: str) -> Path:
         """Directory with what is on a disk: the emulated guest's drive, its registry and its identity."""
@@ -88,6 +90,25 @@ class Store:
         return (
             self.root / "checkpoints" / hashlib.sha256(f"{machine}\0{checkpoint}".encode()).hexdigest()[:16]
         )
+
+
+@contextmanager
+def _alone(lock: Path) -> Iterator[None]:
+    """Within, no other call reads or writes the state: workers call at the same time. A killed call lets go, too."""
+    with lock.open("a+b") as file:
+        if sys.platform == "win32":
+            import msvcrt
+
+            # Tries for ten seconds each time, then raises.
+            while True:
+                with suppress(OSError):
+                    msvcrt.locking(file.fileno(), msvcrt.LK_LOCK, 1)
+                    break
+        else:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def copy(source: Path, target: Path) -> None:
