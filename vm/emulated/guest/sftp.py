@@ -6,12 +6,9 @@ import base64
 import hmac
 import io
 import logging
-import os
 import socket
 import socketserver
-import threading
 from pathlib import Path
-from typing import Any
 
 import paramiko
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -24,37 +21,28 @@ from paramiko.common import (
 )
 
 from vm.emulated.guest.chaos.plan import Chaos
-from vm.emulated.guest.connections import Connections
 from vm.emulated.guest.drive import Drive, WindowsPathError
+from vm.emulated.guest.listening import ConnectionServer, Listening
 from vm.emulated.guest.settings import GuestSettings
 from vm.emulated.guest.sftp_files import SftpFiles
-from vm.errors import MachineError
 
 log = logging.getLogger(__name__)
 
 _VERSION = "SSH-2.0-OpenSSH_for_Windows_9.5"
 ADMINISTRATORS_KEYS = "C:\\ProgramData\\ssh\\administrators_authorized_keys"
-_STOP_DEADLINE_SECONDS = 10.0
 _AUTHENTICATION_SECONDS = 60.0
 
 
-class SftpServer:
+class SftpServer(Listening["_Server"]):
     """Listens on 127.0.0.1 from `start` to `stop`."""
 
     def __init__(self, drive: Drive, settings: GuestSettings, chaos: Chaos) -> None:
+        super().__init__("SSH", settings.ssh_port)
         self._drive = drive
         self._settings = settings
         self._chaos = chaos
-        self._port = settings.ssh_port
         self._key = _host_key(settings.host_key_file)
         self._shown = self._key
-        self._server: _Server | None = None
-        self._thread: threading.Thread | None = None
-
-    @property
-    def port(self) -> int:
-        """The port it listens on; 0 when it does not."""
-        return int(self._server.server_address[1]) if self._server else 0
 
     @property
     def host_key(self) -> str:
@@ -68,59 +56,13 @@ class SftpServer:
         if self._server:
             self._server.key = self._key
 
-    def move(self) -> None:
-        """Close, and listen on another port that is free; suspended until `resume`."""
-        old = self.port
-        self.stop()
-        self._port = 0
-        self.start(suspended=True)
-        if self.port == old:
-            self.move()
-
-    def start(self, *, suspended: bool = False) -> None:
-        """Bind and serve; MachineError if the port is in use."""
-        port = self._port
-        try:
-            self._server = _Server(("127.0.0.1", port), self._drive, self._settings, self._key, self._chaos)
-        except OSError as error:
-            raise MachineError(
-                f"the SSH port {port} of the emulated machine cannot be opened: {error.strerror or error}",
-                hint="stop what listens there, or let the machine take any free port",
-            ) from error
-        if suspended:
-            self._server.connections.suspend()
-        self._thread = threading.Thread(
-            target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True, name="guest SSH"
-        )
-        self._thread.start()
-
-    def suspend(self) -> None:
-        """Close all connections, and new ones at once, until `resume`: the machine is booting."""
-        if self._server:
-            self._server.connections.suspend()
-
-    def resume(self) -> None:
-        """Serve again."""
-        if self._server:
-            self._server.connections.resume()
-
-    def stop(self) -> None:
-        """Close everything; idempotent."""
-        server, self._server = self._server, None
-        if server is None:
-            return
-        server.shutdown()
-        server.server_close()
-        server.connections.suspend()
-        if self._thread is not None:
-            self._thread.join(_STOP_DEADLINE_SECONDS)
+    def _bind(self, address: tuple[str, int]) -> _Server:
+        return _Server(address, self._drive, self._settings, self._key, self._chaos)
 
 
-class _Server(socketserver.ThreadingTCPServer):
-    daemon_threads = True
-    block_on_close = False
-    allow_reuse_address = os.name == "posix"
-    request_queue_size = 64
+class _Server(ConnectionServer):
+    name = "SSH"
+    door = "ssh"
 
     def __init__(
         self,
@@ -130,25 +72,10 @@ class _Server(socketserver.ThreadingTCPServer):
         key: paramiko.PKey,
         chaos: Chaos,
     ) -> None:
-        self.chaos = chaos
         self.drive = drive
         self.settings = settings
         self.key = key
-        self.connections = Connections()
-        super().__init__(address, _Connection)
-
-    def process_request(self, request: Any, client_address: Any) -> None:
-        if not self.chaos.refuses_connection("ssh") and self.connections.add(request):
-            super().process_request(request, client_address)
-        else:
-            self.shutdown_request(request)
-
-    def shutdown_request(self, request: Any) -> None:
-        self.connections.remove(request)
-        super().shutdown_request(request)
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        log.debug("an SSH connection ended with an error", exc_info=True)
+        super().__init__(address, _Connection, chaos)
 
 
 class _Connection(socketserver.BaseRequestHandler):

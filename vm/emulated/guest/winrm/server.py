@@ -9,14 +9,13 @@ import socket
 import socketserver
 import ssl
 import struct
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
 from spnego.channel_bindings import GssChannelBindings
 
 from vm.emulated.guest.chaos.fault import Interruption
-from vm.emulated.guest.connections import Connections
+from vm.emulated.guest.listening import ConnectionServer, Listening
 from vm.emulated.guest.settings import GuestSettings
 from vm.emulated.guest.winrm import sealing
 from vm.emulated.guest.winrm.authentication import (
@@ -26,7 +25,6 @@ from vm.emulated.guest.winrm.authentication import (
     channel_bindings,
 )
 from vm.emulated.guest.winrm.service import Reply, Service
-from vm.errors import MachineError
 
 log = logging.getLogger(__name__)
 
@@ -34,112 +32,41 @@ _SOAP = "application/soap+xml;charset=UTF-8"
 _PATHS = ("/wsman", "/wsman-anon/identify")
 _REFUSED_BODY_BYTES = 8 * 1024 * 1024
 """A request above this is not even read; below it is read to keep the sealing in step, then answered by a fault."""
-_STOP_DEADLINE_SECONDS = 10.0
 _LINGER = "hh" if os.name == "nt" else "ii"
 """struct linger: u_short on Windows, int elsewhere."""
 
 
-class WinRmServer:
+class WinRmServer(Listening["_Server"]):
     """Listens on 127.0.0.1 from `start` to `stop`."""
 
     def __init__(self, service: Service, settings: GuestSettings) -> None:
+        super().__init__("WinRM", settings.winrm_port)
         self._service = service
         self._settings = settings
-        self._port = settings.winrm_port
-        self._server: _Server | None = None
-        self._thread: threading.Thread | None = None
 
-    @property
-    def port(self) -> int:
-        """The port it listens on; 0 when it does not."""
-        return int(self._server.server_address[1]) if self._server else 0
-
-    def move(self) -> None:
-        """Close, and listen on another port that is free; suspended until `resume`."""
-        old = self.port
-        self.stop()
-        self._port = 0
-        self.start(suspended=True)
-        if self.port == old:
-            self.move()
-
-    def start(self, *, suspended: bool = False) -> None:
-        """Bind and serve; MachineError if the port is in use or the certificate cannot be read."""
-        port = self._port
-        try:
-            self._server = _Server(("127.0.0.1", port), self._service, self._settings)
-        except OSError as error:
-            raise MachineError(
-                f"the WinRM port {port} of the emulated machine cannot be opened: {error.strerror or error}",
-                hint="stop what listens there, or let the machine take any free port",
-            ) from error
-        if suspended:
-            self._server.connections.suspend()
-        self._thread = threading.Thread(
-            target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True, name="guest WinRM"
-        )
-        self._thread.start()
-
-    def suspend(self) -> None:
-        """Close all connections, and new ones at once, until `resume`: the machine is booting."""
-        if self._server:
-            self._server.connections.suspend()
-
-    def resume(self) -> None:
-        """Serve again."""
-        if self._server:
-            self._server.connections.resume()
-
-    def stop(self) -> None:
-        """Close everything; idempotent."""
-        server, self._server = self._server, None
-        if server is None:
-            return
-        server.shutdown()
-        server.server_close()
-        server.connections.suspend()
-        if self._thread is not None:
-            self._thread.join(_STOP_DEADLINE_SECONDS)
+    def _bind(self, address: tuple[str, int]) -> _Server:
+        return _Server(address, self._service, self._settings)
 
 
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-    block_on_close = False
-    # On Windows the option would let another process take the port over.
-    allow_reuse_address = os.name == "posix"
-    request_queue_size = 64
+class _Server(ConnectionServer, HTTPServer):
+    name = "WinRM"
+    door = "winrm"
 
     def __init__(self, address: tuple[str, int], service: Service, settings: GuestSettings) -> None:
         self.service = service
-        self.chaos = service.chaos
         self.settings = settings
-        self.connections = Connections()
         self.tls: ssl.SSLContext | None = None
         self.bindings: GssChannelBindings | None = None
         if settings.tls is not None:
             self.tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             self.tls.load_cert_chain(settings.tls.certificate, settings.tls.key)
             self.bindings = channel_bindings(settings.tls.certificate)
-        super().__init__(address, _Handler)
+        super().__init__(address, _Handler, service.chaos)
 
     def server_bind(self) -> None:
         # HTTPServer's own looks up the host's name, which can take seconds without a name server.
         socketserver.TCPServer.server_bind(self)
         self.server_name, self.server_port = "localhost", int(self.server_address[1])
-
-    def process_request(self, request: Any, client_address: Any) -> None:
-        if not self.chaos.refuses_connection("winrm") and self.connections.add(request):
-            super().process_request(request, client_address)
-        else:
-            self.shutdown_request(request)
-
-    def close_request(self, request: Any) -> None:
-        self.connections.remove(request)
-        super().close_request(request)
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        # A dropped connection is daily life; anything else is logged with its traceback.
-        log.debug("a WinRM connection ended with an error", exc_info=True)
 
 
 class _Handler(BaseHTTPRequestHandler):
