@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
 from harness.config import DriverConfig
 from harness.console import Console
 from harness.deployment import Plan, StepResult
+from harness.deployment.plan import RESTART
 from harness.package import Package
 from vm.machine import GuestAddress, Machine
 
@@ -56,7 +57,8 @@ def timed(
 
 def plan_for(driver: DriverConfig, machine: Machine) -> Plan:
     """How `driver` is installed on `machine`."""
-    return Plan.of(driver, machine.abilities.deployment)
+    plan = Plan.of(driver, machine.abilities.deployment)
+    return plan if machine.abilities.restores else replace(plan, mend=RESTART)
 
 
 def where(address: GuestAddress) -> str:

@@ -62,7 +62,8 @@ def shell(configuration: Configuration, name: str | None, command: str, console:
     """
     # Not held: looking into a machine while another command works with it is what a shell is for.
     machine = configuration.create_machine(name, configuration.driver())
-    with Guest(machine.address(), machine=machine.name) as guest:
+    # Its address is asked for again where a connection was lost: it may have come back elsewhere.
+    with Guest(machine.address, machine=machine.name) as guest:
         if command:
             return _exit_status(_run(guest, command))
         code = 0

@@ -111,7 +111,7 @@ def listen(
     try:
         # Ending the process in the guest takes a moment, and an impatient second Ctrl-C must not leave it behind.
         with interrupts.one_interrupt():
-            return session.run(configuration, machine.address(), wanted)
+            return session.run(configuration, machine.address, wanted)
     except BrokenPipeError:
         # Whoever read the lines has left (`| head`): that is the wish to end, too.
         _discard_output()
@@ -130,7 +130,9 @@ class _Session:
         self._error: GuestError | None = None
         self._began: float | None = None
 
-    def run(self, configuration: Configuration, address: GuestAddress, wanted: Request) -> int:
+    def run(
+        self, configuration: Configuration, address: Callable[[], GuestAddress], wanted: Request
+    ) -> int:
         """Listen; returns the exit status."""
         with Guest(address, machine=self._machine) as guest:
             sources = upload.client_library(configuration.root, DIRECTORY)

@@ -31,7 +31,18 @@ class HeldMachine:
         self.machine = machine
         self.name = machine.name
         self._dirty = directory / _DIRTY
+        self._boot = ""
         self.started_here = False
+
+    @property
+    def restores(self) -> bool:
+        """It has a clean state to go back to; if not, the harness cleans up behind itself."""
+        return self.machine.abilities.restores
+
+    @property
+    def starting(self) -> str:
+        """What bringing it up is, for people: one that is not ours is there already, or it is not."""
+        return f"start the machine '{self.name}'" if self.restores else f"reach the machine '{self.name}'"
 
     @property
     def dirty(self) -> str | None:
@@ -40,21 +51,51 @@ class HeldMachine:
             return self._dirty.read_text(encoding="utf-8").strip()
         return "the machine says so" if self.machine.state() is MachineState.DIRTY else None
 
+    def refuse_elsewhere(self) -> None:
+        """Refuse a machine that is not made here and can never be used from this host, before anything is built.
+
+        Raises:
+            MachineError: with the reason.
+        """
+        if not self.restores:
+            self.machine.state()
+
     def start(self) -> GuestAddress:
-        """Bring it up as it is, or restored if it is dirty, to stay; returns at once if it runs."""
-        if self.dirty:
+        """Bring it up as it is, or restored if it is dirty and can be, to stay; returns at once if it runs."""
+        if self.restores and self.dirty:
             return self.restore(keep=True)
         self.started_here = self.started_here or self.machine.state() is not MachineState.RUNNING
         return self.machine.start(Deadline.after(seconds=self.machine.abilities.start_seconds))
 
     def restore(self, *, keep: bool) -> GuestAddress:
-        """Put it back to its clean state and bring it up; without `keep` it does not outlive this process."""
+        """Put it back to its clean state and bring it up; without `keep` it does not outlive this process.
+
+        One that has no clean state is only brought up: `see_boot` tells whether it may be used.
+        """
         self.started_here = True
         address = self.machine.restore(
             Deadline.after(seconds=self.machine.abilities.start_seconds), keep=keep
         )
-        self._dirty.unlink(missing_ok=True)
+        if self.restores:
+            self._dirty.unlink(missing_ok=True)
         return address
+
+    def see_boot(self, boot: str) -> None:
+        """Take note of the boot that the guest is in. For a dirty machine without restore another one is as good as clean.
+
+        Raises:
+            MachineError: it is still the boot in which a driver hung.
+        """
+        self._boot = boot
+        if self.restores or not (reason := self.dirty):
+            return
+        if reason.endswith(_in_boot(boot)):
+            raise MachineError(
+                f"the machine has to be restarted before it is used again: {reason}",
+                hint="shutdown /r /t 0 there; it has no checkpoint, and the next command sees that it was restarted",
+                machine=self.name,
+            )
+        self._dirty.unlink(missing_ok=True)
 
     def stop(self) -> None:
         """Take it down. A second Ctrl-C meanwhile takes the time to be gentle away, not the stopping."""
@@ -81,7 +122,8 @@ class HeldMachine:
         """Remember that the machine must be restored, if this error means so: a hung unload holds it for ever."""
         if isinstance(error, UnloadError):
             self._dirty.parent.mkdir(parents=True, exist_ok=True)
-            self._dirty.write_text(error.message + "\n", encoding="utf-8")
+            text = error.message if self.restores else error.message + _in_boot(self._boot)
+            self._dirty.write_text(text + "\n", encoding="utf-8")
 
     def clone(self, number: int) -> HeldMachine:
         """Another machine with the same clean state, for one of several workers; `number` counts from 1.
@@ -109,6 +151,11 @@ class HeldMachine:
             if self.started_here:
                 self.stop()
             raise
+
+
+def _in_boot(boot: str) -> str:
+    """What the mark of a machine that cannot be restored ends with."""
+    return f" (in its boot {boot})"
 
 
 @contextmanager

@@ -6,15 +6,17 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 
-from harness import deployment, interrupts
+from harness import deployment, interrupts, tidying
 from harness.choices import Build, Choices, plan_for, relative, timed, where
 from harness.config import Configuration, DriverConfig
 from harness.console import Console
 from harness.deployment import Plan, StepResult
+from harness.deployment.cleanup import Before, Cleanup
+from harness.deployment.steps import OnStep
 from harness.doctor import preflight
 from harness.doctor.subject import Subject
 from harness.machines import HeldMachine, held
@@ -77,6 +79,7 @@ def test(configuration: Configuration, choices: Choices, build: Build, console: 
     started = time.monotonic()
     preflight.before_start(Subject(configuration, configuration.machine(choices.machine), driver))
     with held(configuration, choices.machine, driver, choices.checkpoint) as machine:
+        machine.refuse_elsewhere()
         workers = _workers(configuration, machine, driver, choices.workers)
         try:
             package, steps = _build_while_starting(workers, build, console)
@@ -118,7 +121,8 @@ def resume(configuration: Configuration, choices: Choices, console: Console) -> 
         DownlinkError: there is no such run, or its machine does not run any more.
     """
     run = directory.latest(configuration.runs.directory)
-    head, suite, mark = _cut_short(run)
+    cut = _cut_short(run)
+    head, suite = cut.head, cut.suite
     driver = configuration.driver(str(head["driver"]))
     started = time.monotonic()
     with held(configuration, str(head["machine"]), driver, head.get("checkpoint")) as machine:
@@ -137,16 +141,17 @@ def resume(configuration: Configuration, choices: Choices, console: Console) -> 
         def follow() -> None:
             deadline = Deadline.after(seconds=configuration.runs.deadline_seconds)
             where_now = machine.machine.address
-            with _seeing(machine, record), Guest(where_now, machine=machine.name, log=record.log) as guest:
+            plan = plan_for(driver, machine.machine)
+            cleanup = tidying.recalled(machine, cut.before, plan)
+            with (
+                _seeing(machine, record),
+                Guest(where_now, machine=machine.name, log=record.log) as guest,
+                _tidied(guest, machine, cleanup, record),
+            ):
+                machine.see_boot(suite.boot)
                 went_down = runner.resume_suite(machine.machine, guest, suite, record, deadline)
-                _afterwards(
-                    machine,
-                    guest,
-                    plan_for(driver, machine.machine),
-                    record,
-                    mark,
-                    None if went_down else suite.boot,
-                )
+                boot = None if went_down else suite.boot
+                _afterwards(machine, guest, plan, record, cut.mark, boot, cleanup=cleanup)
 
         try:
             status = _guarded(record, (worker,), follow, configuration, started)
@@ -180,13 +185,18 @@ def _build_while_starting(
     """Build, and bring the machines up meanwhile: each takes about a second, and neither needs the other."""
     steps: list[StepResult] = []
     with ThreadPoolExecutor(len(workers)) as beside:
-        starting = [beside.submit(worker.machine.restore, keep=False) for worker in workers]
+        starting = [beside.submit(worker.machine.restore, keep=_outlives(worker)) for worker in workers]
         package = timed(console, "build", build, lambda made: f"'{relative(made.directory)}'", steps)
         for worker in workers:
             worker.machine.check(package)
         for worker, begun in zip(workers, starting, strict=True):
-            timed(console, f"start the machine '{worker.machine.name}'", begun.result, where, steps)
+            timed(console, worker.machine.starting, begun.result, where, steps)
     return package, steps
+
+
+def _outlives(worker: Worker) -> bool:
+    """A suite that goes on without this process needs a machine that does, too; it is stopped at every other end."""
+    return worker.machine.machine.abilities.detached
 
 
 def _guarded(
@@ -249,20 +259,68 @@ def _to_the_verdict(job: _Job, worker: Worker) -> None:
         windows = _version(wait_until_ready(guest, job.deadline.sooner(seconds=READY_SECONDS)))
         record.write("guest", windows=windows)
         on_step(StepResult("wait for the guest", f"Windows {windows}", False, time.monotonic() - began))
-        look = partial(
-            preflight.in_guest, guest, job.driver, machine.machine, job.package, job.deadline, job.checkpoint
-        )
-        on_step(repeated(guest, look))
-        deployment.deploy(guest, job.package, plan, job.deadline.sooner(seconds=DEPLOY_SECONDS), on_step)
-        boot = guest.boot_identity(job.deadline)
-        mark = None
-        if not machine.machine.abilities.witness:
-            mark = evidence.mark(guest, job.deadline)
-            record.write("mark", records=mark.records)
-        went_down = runner.run_suite(
-            machine.machine, guest, job.request, record, job.deadline, Share(worker.name, worker.files)
-        )
-        _afterwards(machine, guest, plan, record, mark, None if went_down else boot, worker.name)
+        machine.see_boot(guest.boot_identity(job.deadline))
+        cleanup = tidying.look(guest, machine, job.package, plan)
+        if cleanup is not None:
+            record.write("before", **cleanup.before.values())
+        with _tidied(guest, machine, cleanup, record):
+            look = partial(
+                preflight.in_guest,
+                *(guest, job.driver, machine.machine, job.package, job.deadline, job.checkpoint),
+            )
+            on_step(repeated(guest, look))
+            if cleanup is not None:
+                on_step(tidying.end_tasks(guest, job.deadline))
+            # The logs end here for a machine that is no witness: a driver may crash it in its very load.
+            mark = None
+            if not machine.machine.abilities.witness:
+                mark = evidence.mark(guest, job.deadline)
+                record.write("mark", records=mark.records)
+            boot = _deployed(job, machine, guest, plan, record, cleanup, mark, on_step, worker.name)
+            went_down = runner.run_suite(
+                machine.machine, guest, job.request, record, job.deadline, Share(worker.name, worker.files)
+            )
+            boot_of_end = None if went_down else boot
+            _afterwards(machine, guest, plan, record, mark, boot_of_end, worker.name, cleanup)
+
+
+def _deployed(
+    job: _Job,
+    machine: HeldMachine,
+    guest: Guest,
+    plan: Plan,
+    record: RunRecord,
+    cleanup: Cleanup | None,
+    mark: evidence.Mark | None,
+    on_step: OnStep,
+    worker: str,
+) -> str:
+    """Deploy, and ask the guest what it remembers if that fails; returns the boot in which the driver was loaded."""
+
+    def step(result: StepResult) -> None:
+        if cleanup is not None:
+            cleanup.on_step(result)
+        on_step(result)
+
+    try:
+        deployment.deploy(guest, job.package, plan, job.deadline.sooner(seconds=DEPLOY_SECONDS), step)
+        return guest.boot_identity(job.deadline)
+    except DownlinkError:
+        if mark is not None:
+            with suppress(DownlinkError):
+                guest.wait_for_boot(None, Deadline.after(seconds=EVIDENCE_SECONDS))
+                _gather_evidence(guest, mark, record, worker)
+        raise
+
+
+def _tidied(
+    guest: Guest, machine: HeldMachine, cleanup: Cleanup | None, record: RunRecord
+) -> AbstractContextManager[None]:
+    return tidying.tidied(
+        *(guest, machine, cleanup),
+        on_step=record.step,
+        tell=lambda sentence: record.write("left-behind", text=sentence),
+    )
 
 
 @contextmanager
@@ -272,6 +330,7 @@ def _seeing(machine: HeldMachine, record: RunRecord) -> Iterator[None]:
         yield
     except DownlinkError as error:
         machine.explain(error)
+        machine.mark_dirty(error)
         with suppress(DownlinkError):
             runner.record_condition(machine.machine, record)
         raise
@@ -286,6 +345,7 @@ def _afterwards(
     mark: evidence.Mark | None,
     boot: str | None,
     worker: str = "",
+    cleanup: Cleanup | None = None,
 ) -> None:
     """Unload the driver, so that what it forgets to give back shows now; then ask the guest what it remembers.
 
@@ -300,6 +360,8 @@ def _afterwards(
         except DownlinkError as error:
             record.problem(error)
             machine.mark_dirty(error)
+            if cleanup is not None:
+                cleanup.see(error)
     if mark is not None:
         _gather_evidence(guest, mark, record, worker)
 
@@ -310,13 +372,27 @@ def _gather_evidence(guest: Guest, mark: evidence.Mark, record: RunRecord, worke
     try:
         for crash in evidence.crashes(guest, mark, deadline):
             record.crash(crash)
+            if crash.dump:
+                record.write(
+                    "left-behind", text=f"the dump '{crash.dump}' of the bugcheck stays in the guest"
+                )
         for sentence in evidence.collect(guest, mark, record.directory.guest / worker, deadline):
             record.log.write(sentence)
     except DownlinkError as error:
         record.problem(error)
 
 
-def _cut_short(run: directory.RunDirectory) -> tuple[Event, DetachedSuite, evidence.Mark | None]:
+@dataclass(frozen=True, slots=True)
+class _Cut:
+    """What a run that was cut short says of itself."""
+
+    head: Event
+    suite: DetachedSuite
+    mark: evidence.Mark | None
+    before: Before | None
+
+
+def _cut_short(run: directory.RunDirectory) -> _Cut:
     """What a run that was cut short says of itself.
 
     Raises:
@@ -325,13 +401,18 @@ def _cut_short(run: directory.RunDirectory) -> tuple[Event, DetachedSuite, evide
     events = {event["event"]: event for event in read(run.journal)}
     if "verdict" in events:
         raise DownlinkError(f"the latest run, '{run.path.name}', has come to its end", hint="./inv test")
+    if not {"detached", "collected", "started"} & events.keys():
+        raise DownlinkError(
+            f"the latest run, '{run.path.name}', was cut short before its suite began", hint="./inv test"
+        )
     if "detached" not in events or events["run"].get("workers", 1) > 1:
         raise DownlinkError(
             f"the suite of the latest run, '{run.path.name}', does not go on without its host",
             hint='only suites that run as a task do: suites = "detached" in harness.toml, one worker',
         )
     mark = evidence.Mark(events["mark"]["records"]) if "mark" in events else None
-    return events["run"], DetachedSuite.of(events["detached"]), mark
+    before = Before.of(events["before"]) if "before" in events else None
+    return _Cut(events["run"], DetachedSuite.of(events["detached"]), mark, before)
 
 
 def _stop(workers: tuple[Worker, ...]) -> None:

@@ -13,6 +13,9 @@ from vm.deadline import Deadline
 from vm.errors import GuestError
 
 _TEST_SIGNING = re.compile(r"^\s*testsigning\s+(\S+)", re.IGNORECASE | re.MULTILINE)
+STORES = ("Root", "TrustedPublisher")
+"""Stores of the guest's local machine that must have the publisher's certificate."""
+
 _NO = frozenset({"no", "nein", "non", "nee", "nej", "não", "нет", "off", "0"})
 
 
@@ -29,21 +32,38 @@ def check_test_signing(guest: Guest, deadline: Deadline) -> str:
     return "testsigning is on"
 
 
+def thumbprint(package: Package, certificate: str) -> str:
+    """SHA-1 of a certificate of the package in hex, by which the stores know it."""
+    content = (package.directory / certificate).read_bytes()
+    return hashlib.sha1(_der(content), usedforsecurity=False).hexdigest()
+
+
+def is_trusted(guest: Guest, store: str, thumbprint: str, deadline: Deadline) -> bool:
+    """Whether a store of the guest has the certificate."""
+    command = ["certutil", "-store", store, thumbprint]
+    return not guest.run(command, deadline=deadline, check=False, repeatable=True).exit_code
+
+
 def trust(guest: Guest, package: Package, certificate: str, deadline: Deadline) -> bool:
     """Put the certificate into both stores; returns False when it was in both already."""
-    path = package.directory / certificate
-    thumbprint = hashlib.sha1(_der(path.read_bytes()), usedforsecurity=False).hexdigest()
-    missing = [
-        store
-        for store in ("Root", "TrustedPublisher")
-        if guest.run(["certutil", "-store", store, thumbprint], deadline=deadline, check=False).exit_code
-    ]
+    known = thumbprint(package, certificate)
+    missing = [store for store in STORES if not is_trusted(guest, store, known, deadline)]
     if missing:
         target = str(PACKAGE_DIRECTORY / certificate)
-        guest.put([Upload(path, target)], deadline)
+        guest.put([Upload(package.directory / certificate, target)], deadline)
         for store in missing:
             guest.run(["certutil", "-f", "-addstore", store, target], deadline=deadline)
     return bool(missing)
+
+
+def distrust(guest: Guest, store: str, thumbprint: str, deadline: Deadline) -> None:
+    """Take the certificate out of a store; one that is not there is fine.
+
+    Raises:
+        GuestError: it is still there.
+    """
+    if is_trusted(guest, store, thumbprint, deadline):
+        guest.run(["certutil", "-delstore", store, thumbprint], deadline=deadline)
 
 
 def _der(content: bytes) -> bytes:

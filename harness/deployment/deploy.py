@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from harness.deployment import certificate, filters, leftovers, package_mode, service_mode
-from harness.deployment.plan import GUEST_ROOT, PACKAGE_DIRECTORY, Deployment, Plan
+from harness.deployment.plan import GUEST_ROOT, PACKAGE_DIRECTORY, REMOVE_OLDER, Deployment, Plan
 from harness.deployment.steps import OnStep, Step, Steps
 from harness.package import Package
 from harness.remote.channels import ContentError
@@ -57,7 +57,7 @@ def deploy(
     mode = _MODES[plan.mode]
     image, publisher = package.entry("image").name, package.entry("certificate").name
     mode.check(package, plan)
-    steps = Steps(guest, deadline, on_step)
+    steps = Steps(guest, deadline, on_step, plan.mend)
     volumes: tuple[str, ...] = ()
 
     def check_test_signing(step: Step) -> None:
@@ -87,7 +87,7 @@ def deploy(
 
     steps.do("check test signing", check_test_signing)
     steps.do("trust the certificate", trust)
-    steps.do("remove the older driver", remove_older)
+    steps.do(REMOVE_OLDER, remove_older)
     steps.do("copy the package", copy)
     mode.install(guest, package, plan, deadline, steps)
     steps.do("load the driver", load)

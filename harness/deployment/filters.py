@@ -15,8 +15,6 @@ from vm.errors import DeadlineExceededError, GuestError
 SHUTDOWN_IN_PROGRESS = 1115
 _SERVICE_ALREADY_RUNNING = 0x80070420
 
-RESTORE = "the machine has to be restored: ./inv vm.restore"
-
 
 def unload(guest: Guest, plan: Plan, deadline: Deadline) -> None:
     """Unload with its own deadline. Never tried twice: a hung unload holds the Filter Manager's lock for ever.
@@ -33,7 +31,7 @@ def unload(guest: Guest, plan: Plan, deadline: Deadline) -> None:
     except DeadlineExceededError as error:
         raise UnloadError(
             f"the driver '{plan.service}' hangs in its unload",
-            hint=f"{RESTORE}; a reference, a sender or a server port that is still open holds it",
+            hint=f"{plan.mend}; a reference, a sender or a server port that is still open holds it",
             machine=guest.machine,
             causes=[error],
         ) from error
@@ -42,7 +40,7 @@ def unload(guest: Guest, plan: Plan, deadline: Deadline) -> None:
         raise UnloadError(
             f"the driver '{plan.service}' refused to be unloaded: {explain(code, result.output)}",
             exit_code=result.exit_code,
-            hint=RESTORE,
+            hint=plan.mend,
             machine=guest.machine,
         )
 

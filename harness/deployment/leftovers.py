@@ -8,7 +8,7 @@ deployment is nothing else than some of them missing.
 from __future__ import annotations
 
 from harness.deployment import pnputil, services
-from harness.deployment.filters import RESTORE, unload
+from harness.deployment.filters import unload
 from harness.deployment.plan import DRIVERS_DIRECTORY, Plan, UnloadError
 from harness.remote.guest import Guest
 from vm.deadline import Deadline
@@ -57,14 +57,14 @@ def _delete_package(guest: Guest, plan: Plan, published: str, deadline: Deadline
     except DeadlineExceededError as error:
         raise UnloadError(
             f"the removal of the package '{published}' hangs",
-            hint=RESTORE,
+            hint=plan.mend,
             machine=guest.machine,
             causes=[error],
         ) from error
     if restart_needed and _still_there(guest, plan, published, deadline):
         raise UnloadError(
             f"the package '{published}' of the driver '{plan.service}' is in use, only a restart of the guest removes it",
-            hint=RESTORE,
+            hint=plan.mend,
             machine=guest.machine,
         )
 

@@ -15,6 +15,17 @@ GUEST_ROOT = PureWindowsPath(r"C:\Downlink")
 PACKAGE_DIRECTORY = GUEST_ROOT / "package"
 DRIVERS_DIRECTORY = PureWindowsPath(r"C:\Windows\System32\drivers")
 
+TASK_PREFIX = "\\Downlink-"
+"""What the names of our scheduled tasks begin with. In no folder of their own: schtasks cannot remove one."""
+
+REMOVE_OLDER = "remove the older driver"
+"""The step after which what is installed is of this deployment."""
+
+RESTORE = "the machine has to be restored: ./inv vm.restore"
+RESTART = (
+    "the machine has no checkpoint: restart it (shutdown /r /t 0 there); the next command sees that it was"
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -25,6 +36,7 @@ class Plan:
         inf: name of the driver's INF, by which the driver store knows its packages.
         provider: who provides it according to its INF; None = packages of any provider count.
         image: name of the driver's image according to its INF, empty if that is not known.
+        mend: what helps a machine whose driver cannot be unloaded.
         unload_seconds: an unload that takes longer counts as hung.
         race_seconds: how long Windows may take to forget a service that was deleted or an image that was unloaded.
     """
@@ -39,6 +51,7 @@ class Plan:
     provider: str | None = None
     race_seconds: float = 15
     image: str = ""
+    mend: str = RESTORE
 
     @classmethod
     def of(cls, driver: DriverConfig, mode: DeploymentMode = DeploymentMode.SERVICE) -> Plan:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from harness.deployment.plan import StepResult
+from harness.deployment.plan import RESTORE, StepResult
 from harness.remote.guest import Guest
 from harness.remote.repeating import UNKNOWN_FATE
 from vm.deadline import Deadline
@@ -40,11 +40,13 @@ class Steps:
         guest: the guest of the deployment.
         deadline: for all steps together.
         on_step: told of each step when it is done.
+        mend: what helps a machine whose guest does not come back.
     """
 
     guest: Guest
     deadline: Deadline
     on_step: OnStep
+    mend: str = RESTORE
     results: list[StepResult] = field(default_factory=list)
     _boot: str = ""
 
@@ -82,7 +84,7 @@ class Steps:
         except DownlinkError as silence:
             raise GuestError(
                 f"the guest went down during the step '{name}' and did not come back",
-                hint="look at the machine; ./inv vm.restore brings it back to its clean state",
+                hint=f"look at the machine; {self.mend}",
                 machine=guest.machine,
                 causes=[error, silence],
             ) from error

@@ -28,6 +28,9 @@ SETUP_LOG = r"C:\Windows\INF\setupapi.dev.log"
 SETUP_LOG_BYTES = 400_000
 """Only the end of it matters, and it may have grown for years."""
 
+STATE_SECONDS = 15.0
+"""Each question about filters and verifier: after a hung unload fltmc hangs, too, and the rest is still worth fetching."""
+
 _LIVE_REPORTS = r"C:\Windows\LiveKernelReports"
 """Rules of Driver Verifier that do not stop the machine leave live dumps (bugcheck 0x1C4) there."""
 
@@ -108,7 +111,7 @@ def collect(guest: Guest, since: Mark, target: Path, deadline: Deadline) -> tupl
     place.mkdir(parents=True, exist_ok=True)
     for file, command in _STATE.items():
         with _noting(missing, file):
-            said = guest.run(command, deadline=deadline, check=False)
+            said = guest.run(command, deadline=deadline.sooner(seconds=STATE_SECONDS), check=False)
             (place / file).write_text(said.output + "\n", encoding="utf-8")
     for log in LOGS:
         with _noting(missing, f"the log '{log}'"):

@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
-from harness.deployment.plan import GUEST_ROOT, StepResult
+from harness.deployment.plan import GUEST_ROOT, TASK_PREFIX, StepResult
 from harness.remote.guest import Guest
 from harness.runs import attached, detached, upload
 from harness.runs.detached import DetachedSuite
@@ -69,7 +69,7 @@ def run_suite(
     with _output(run, share.worker).open("w", encoding="utf-8", newline="\n") as output:
         stream = EventStream(prefix, _teller(record), output)
         if machine.abilities.detached:
-            suite = DetachedSuite(name, f"\\Downlink\\{name}", prefix, boot)
+            suite = DetachedSuite(name, TASK_PREFIX + name, prefix, boot)
             arguments = pytest_arguments(request, prefix, name, share.files, sync=True)
             # Known before it runs: a host that is killed now finds it again.
             record.event(suite.event())
