@@ -154,6 +154,17 @@ class EmulatedMachine:
         report: list[dict[str, Any]] = self._ask(state, "chaos", seconds=_ANSWER_SECONDS)
         return report
 
+    def interrupt(self) -> None:
+        """Send a non-maskable interrupt: the guest stops with the bugcheck NMI_HARDWARE_FAILURE and restarts.
+
+        Raises:
+            MachineError: the machine does not run.
+        """
+        state = self._read_state()
+        if state is None:
+            raise MachineError(f"the machine '{self._name}' does not run", machine=self._name)
+        self._ask(state, "nmi", seconds=_ANSWER_SECONDS)
+
     def check_image(self, image: bytes, name: str) -> None:
         # Imported here: the engine and the disassembler cost a quarter of a second that other verbs need not pay.
         from vm.emulated.boot import known_imports

@@ -20,6 +20,7 @@ from vm.emulated.guest.face import GuestFace
 from vm.emulated.guest.processes import ProcessInformation
 from vm.emulated.guest.settings import GuestSettings, TlsIdentity
 from vm.emulated.image_files import ImageFiles
+from vm.emulated.kernel.bugcheck import NMI_HARDWARE_FAILURE
 from vm.emulated.registry import Registry
 from vm.emulated.system import System
 from vm.emulated.usermode.server import UserModeServer
@@ -28,6 +29,8 @@ from vm.machine import CrashReport, Violation
 log = logging.getLogger(__name__)
 
 USERNAME = "lab"
+_ODT = 0x4F4454
+"""First parameter of that bugcheck on present Windows: the letters ODT."""
 DUMP_DIRECTORY = r"C:\Windows\Minidump"
 
 
@@ -112,6 +115,7 @@ class MachineProcess:
                 "condition": self._condition,
                 "chaos": self._face.chaos.report,
                 "registry": self._registry.snapshot,
+                "nmi": self._interrupt,
                 "stop": self._request_stop,
             },
         )
@@ -254,6 +258,11 @@ class MachineProcess:
             file.write(line.rstrip("\r\n") + "\n")
 
     # Control
+
+    def _interrupt(self) -> dict[str, Any]:
+        """A non-maskable interrupt, as Debug-VM -InjectNonMaskableInterrupt sends one: the kernel stops with 0x80."""
+        self.system.bugcheck(NMI_HARDWARE_FAILURE, (_ODT, 0, 0, 0), "a non-maskable interrupt was sent")
+        return {"ok": True}
 
     def _condition(self) -> dict[str, Any]:
         system = self._system
