@@ -13,7 +13,7 @@ from harness.console import Console
 from harness.deployment import Plan, StepResult
 from harness.deployment.plan import RESTART
 from harness.package import Package
-from vm.machine import GuestAddress, Machine
+from vm.machine import Channel, GuestAddress, Machine
 
 Build = Callable[[], Package]
 """Makes the package, or finds that it is up to date."""
@@ -63,6 +63,8 @@ def plan_for(driver: DriverConfig, machine: Machine) -> Plan:
 
 def where(address: GuestAddress) -> str:
     """Where a guest answers, for a line of the console."""
+    if address.channel is Channel.LOCAL:
+        return "this host itself"
     return f"WinRM at {address.host}:{address.winrm_port}"
 
 

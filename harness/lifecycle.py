@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from types import MappingProxyType
 
+from harness.choices import where
 from harness.config import Configuration
 from harness.console import Console
 from harness.machines import HeldMachine, held
@@ -15,7 +16,7 @@ from harness.provisioning import told_timings
 from harness.remote.guest import Guest
 from harness.remote.winrm import CommandResult
 from vm.deadline import Deadline
-from vm.errors import DownlinkError
+from vm.errors import DownlinkError, MachineError
 from vm.machine import GuestAddress
 
 COMMAND_SECONDS = 3600
@@ -26,29 +27,52 @@ _EXIT_CODE_LIMIT = 255
 
 
 def create(configuration: Configuration, name: str | None, console: Console) -> None:
-    """Bring the machine up once from its clean state and take it down again: it is ready for its first use."""
+    """Bring the machine up once from its clean state and take it down again: it is ready for its first use.
+
+    Raises:
+        MachineError: it is not made here.
+    """
     with _held(configuration, name) as machine, machine.stopped_on_failure():
+        if not machine.restores:
+            raise MachineError(
+                f"a machine of the kind '{machine.machine.kind}' is not made here",
+                hint=f"./inv doctor --machine {machine.name} says whether it is ready for its first use",
+                machine=machine.name,
+            )
         _timed(console, f"create '{machine.name}'", lambda: machine.restore(keep=False))
         machine.stop()
 
 
 def start(configuration: Configuration, name: str | None, console: Console) -> None:
-    """Bring the machine up and leave it running."""
+    """Bring the machine up and leave it running; one that is not ours to start is waited for."""
     with _held(configuration, name) as machine, machine.stopped_on_failure():
-        _timed(console, f"start '{machine.name}'", machine.start)
+        _timed(console, machine.starting, machine.start)
 
 
 def stop(configuration: Configuration, name: str | None, console: Console) -> None:
-    """Take the machine down."""
+    """Take the machine down; one that is not ours to stop stays as it is."""
     with _held(configuration, name) as machine:
+        if not machine.restores:
+            console.line(f"the machine '{machine.name}' is not ours to stop: it stays as it is")
+            return
         began = time.monotonic()
         machine.stop()
         console.step(f"stop '{machine.name}'", "", time.monotonic() - began)
 
 
 def restore(configuration: Configuration, name: str | None, console: Console) -> None:
-    """Put the machine back to its clean state and leave it running."""
+    """Put the machine back to its clean state and leave it running.
+
+    Raises:
+        MachineError: it has no clean state to go back to.
+    """
     with _held(configuration, name) as machine, machine.stopped_on_failure():
+        if not machine.restores:
+            raise MachineError(
+                f"a machine of the kind '{machine.machine.kind}' has no checkpoint to go back to",
+                hint="a driver that cannot be unloaded goes with a restart: shutdown /r /t 0 there",
+                machine=machine.name,
+            )
         _timed(console, f"restore '{machine.name}'", lambda: machine.restore(keep=True))
         if told := told_timings(machine.machine):
             console.line(told)
@@ -114,4 +138,4 @@ def _timed(console: Console, what: str, action: Callable[[], GuestAddress]) -> N
     began = time.monotonic()
     address = action()
     ssh = f", SFTP at {address.host}:{address.ssh_port}" if address.ssh_port else ""
-    console.step(what, f"WinRM at {address.host}:{address.winrm_port}{ssh}", time.monotonic() - began)
+    console.step(what, f"{where(address)}{ssh}", time.monotonic() - began)

@@ -130,9 +130,7 @@ class _Session:
         self._error: GuestError | None = None
         self._began: float | None = None
 
-    def run(
-        self, configuration: Configuration, address: Callable[[], GuestAddress], wanted: Request
-    ) -> int:
+    def run(self, configuration: Configuration, address: Callable[[], GuestAddress], wanted: Request) -> int:
         """Listen; returns the exit status."""
         with Guest(address, machine=self._machine) as guest:
             sources = upload.client_library(configuration.root, DIRECTORY)

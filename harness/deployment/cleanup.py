@@ -272,5 +272,6 @@ def _tasks(guest: Guest, deadline: Deadline) -> list[str]:
             exit_code=said.exit_code,
             machine=guest.machine,
         )
-    rows = csv.reader(io.StringIO(said.stdout))
-    return sorted({row[0] for row in rows if row and row[0].casefold().startswith(TASK_PREFIX.casefold())})
+    # The name is the first value, or the second where the computer's name comes first.
+    cells = [cell for row in csv.reader(io.StringIO(said.stdout)) for cell in row[:2]]
+    return sorted({cell for cell in cells if cell.casefold().startswith(TASK_PREFIX.casefold())})

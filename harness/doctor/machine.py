@@ -129,11 +129,13 @@ def hyperv(subject: Subject) -> Iterator[Finding]:
 def state(subject: Subject) -> Iterator[Finding]:
     """Whether it runs, and whether it may be used as it is."""
     name = subject.machine.name
-    found = subject.configuration.create_machine(name, subject.driver).state()
+    machine = subject.configuration.create_machine(name, subject.driver)
+    found = machine.state()
     dirty = subject.state_directory.parent / f".{name}" / "dirty.txt"
     if dirty.exists() or found is MachineState.DIRTY:
         said = dirty.read_text(encoding="utf-8").strip() if dirty.exists() else "the machine says so"
-        yield trouble("machine.state", Severity.WARNING, "machine-dirty", said, "clean", name=name)
+        symptom = "machine-dirty" if machine.abilities.restores else "machine-dirty-for-good"
+        yield trouble("machine.state", Severity.WARNING, symptom, said, "clean", name=name)
     elif found is MachineState.RUNNING:
         yield fine("machine.state", f"'{name}' runs")
     else:

@@ -31,6 +31,9 @@ from vm.errors import DeadlineExceededError, DownlinkError, GuestError
 SILENCE_SECONDS = 30.0
 """A task whose status has not beaten for so long is asked about: it beats once a second."""
 
+DOUBT_SECONDS = 3.0
+"""After so long without a beat the guest is asked whether it has restarted: a quick restart may break no connection."""
+
 START_SECONDS = 60.0
 """How long the scheduler may take to start a task; on a guest that has just booted it may be busy."""
 
@@ -171,6 +174,7 @@ def follow(
     decode = codecs.getincrementaldecoder("utf-8")(errors="replace").decode
     trouble: DownlinkError | None = None
     doubtful = False  # a connection broke: was that a restart?
+    doubt = DOUBT_SECONDS  # the silence after which that is asked, too
     while True:
         try:
             # The status first: what was printed before the end is there when the end is.
@@ -178,9 +182,12 @@ def follow(
             printed = output.read(deadline)
             gone = None
             if end is None and not printed:
-                silent = status.silent(silence_seconds)
-                if doubtful or silent:
-                    gone = _gone(guest, suite, silent, deadline)
+                silence = status.silence
+                if doubtful or silence > min(doubt, silence_seconds):
+                    doubt = silence + DOUBT_SECONDS
+                    gone = _gone(guest, suite, silence > silence_seconds, deadline)
+            else:
+                doubt = DOUBT_SECONDS
             doubtful = False
         except (GuestError, DeadlineExceededError) as error:
             trouble, doubtful = error, True
@@ -248,9 +255,10 @@ class _Status:
                     self._end = {"event": "problem", "text": str(said["problem"])}
         return self._end
 
-    def silent(self, seconds: float) -> bool:
-        """True when it has not beaten for that long."""
-        return time.monotonic() - self._last_sign > seconds
+    @property
+    def silence(self) -> float:
+        """Seconds since it has beaten."""
+        return time.monotonic() - self._last_sign
 
 
 def _gone(guest: Guest, suite: DetachedSuite, silent: bool, deadline: Deadline) -> str | None:

@@ -82,6 +82,12 @@ PREFLIGHT: tuple[Symptom, ...] = (
         "./inv vm.restore --machine <name>",
     ),
     _row(
+        "machine-dirty-for-good",
+        "the machine has to be restarted before it is used again",
+        "an unload hung or was refused on a machine that has no checkpoint",
+        "shutdown /r /t 0 there; the next command sees that it was restarted",
+    ),
+    _row(
         "machine-stale-state",
         "files of a machine lie about whose process is gone",
         "its host process was killed or the host restarted",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from vm.deadline import Deadline
 from vm.emulated.machine import EmulatedMachine
 from vm.errors import DownlinkError
 
+ROOT_CONFIGURATION = config.load(ROOT)
 NAME = "far"
 VARIABLE = "DOWNLINK_SECRET_FAR_PASSWORD"
 
@@ -128,3 +130,16 @@ def package() -> Package:
     """The real driver's package."""
     made = builds.prepare(config.load(ROOT), None, "zig", "debug")()
     return load_package(made.directory)
+
+
+def main(root: Path) -> int:
+    """Test the driver in the checkout `root` as `./inv test` does, with its signals; to be killed or interrupted."""
+    from harness import interrupts
+
+    with interrupts.signals_interrupt():
+        settings = config.load(root)
+        return verbs.test(settings, verbs.Choices(), lambda: load_package(ROOT / "out" / "debug"), Console())
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))

@@ -277,3 +277,22 @@ def test_a_task_that_does_not_start_is_told_with_what_the_scheduler_says(guest: 
 
 def test_a_suite_is_found_again_by_its_event() -> None:
     assert DetachedSuite.of(json.loads(json.dumps(SUITE.event()))) == SUITE
+
+
+def test_a_restart_that_broke_no_connection_is_asked_for_after_a_while_and_not_all_the_time(
+    guest: FilesOfAGuest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(detached, "DOUBT_SECONDS", 0.3)
+    asked = 0
+
+    def boot(deadline: Deadline) -> str:
+        nonlocal asked
+        asked += 1
+        return "7" if asked < 3 else "8"
+
+    monkeypatch.setattr(guest, "boot_identity", boot)
+    guest.status(beat=1)
+
+    end = Follower(guest).follow(silence=3600)
+    assert end == {"event": "guest-lost", "text": "the guest restarted while the suite ran (boot 7, now 8)"}
+    assert asked == 3

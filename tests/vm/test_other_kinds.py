@@ -136,6 +136,9 @@ def test_local_is_for_windows_only(tmp_path: Path) -> None:
     with pytest.raises(MachineError, match="not a Windows system") as raised:
         LocalMachine("here", tmp_path, {"platform": "linux"}).restore(Deadline.after(seconds=1))
     assert "emulated" in (raised.value.hint or "")
+    with pytest.raises(MachineError, match="not a Windows system"):
+        LocalMachine("here", tmp_path, {"platform": "linux"}).state()
+    assert LocalMachine("here", tmp_path, {"platform": "win32"}).state() is MachineState.RUNNING
 
     address = LocalMachine("here", tmp_path, {"platform": "win32"}).start(Deadline.after(seconds=1))
     assert address.channel is Channel.LOCAL

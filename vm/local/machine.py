@@ -59,6 +59,8 @@ class LocalMachine:
         )
 
     def state(self) -> MachineState:
+        """Always running; raises `MachineError` on a host that is no Windows system."""
+        self._refuse_elsewhere()
         return MachineState.RUNNING
 
     def start(self, deadline: Deadline, *, keep: bool = True) -> GuestAddress:
@@ -72,12 +74,7 @@ class LocalMachine:
         return self.address()
 
     def address(self) -> GuestAddress:
-        if self._settings.get("platform", sys.platform) != "win32":
-            raise MachineError(
-                "this host is not a Windows system and cannot be its own test machine",
-                hint="use the emulated machine, or one of the kind 'remote' or 'hyperv'",
-                machine=self._name,
-            )
+        self._refuse_elsewhere()
         return GuestAddress(
             host="localhost",
             winrm_port=0,
@@ -101,3 +98,11 @@ class LocalMachine:
 
     def check_image(self, image: bytes, name: str) -> None:
         """Every image may be tried: Windows itself decides."""
+
+    def _refuse_elsewhere(self) -> None:
+        if self._settings.get("platform", sys.platform) != "win32":
+            raise MachineError(
+                "this host is not a Windows system and cannot be its own test machine",
+                hint="use the emulated machine, or one of the kind 'remote' or 'hyperv'",
+                machine=self._name,
+            )
