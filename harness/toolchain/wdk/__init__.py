@@ -1,0 +1,1 @@
+"""Toolchain `wdk`: MSBuild with the Windows Driver Kit, on Windows."""
