@@ -1,4 +1,4 @@
-"""The verbs that need a machine: deploy here, test and its resumption in `harness.testing`."""
+"""The verbs that need a machine: deploy here, test in `harness.testing`, its resumption in `harness.resuming`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from harness.package import Package
 from harness.remote.guest import Guest
 from harness.remote.readiness import wait_until_ready
 from harness.remote.repeating import repeated
-from harness.testing import DEPLOY_SECONDS, resume, test
+from harness.resuming import resume
+from harness.testing import DEPLOY_SECONDS, test
 from vm.deadline import Deadline
 
 __all__ = ["Build", "Choices", "Package", "deploy", "resume", "test"]
