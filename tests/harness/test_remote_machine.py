@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from harness import choices, machines, testing, verbs
+from harness import choices, config, machines, testing, verbs
 from harness.config import DriverConfig
 from harness.deployment import Plan, pnputil, services
 from harness.package import Package
@@ -411,3 +411,20 @@ def test_the_mark_of_a_restart_is_that_of_its_boot(tmp_path: Path) -> None:
             held.see_boot(boot)
     held.see_boot("0x70")
     assert held.dirty is None
+
+
+@pytest.mark.parametrize("name", ["far", "here"])
+def test_the_examples_of_the_documentation_are_complete(tmp_path: Path, name: str) -> None:
+    text = (remote_lab.ROOT / "docs" / "usage.md").read_text(encoding="utf-8")
+    (example,) = [
+        block for block in re.findall(r"(?s)```toml\n(.*?)```", text) if f"[machines.{name}]" in block
+    ]
+    (tmp_path / "harness.toml").write_text(
+        (remote_lab.ROOT / "harness.toml").read_text(encoding="utf-8"), encoding="utf-8"
+    )
+    (tmp_path / "harness.local.toml").write_text(example, encoding="utf-8")
+
+    machine = config.load(tmp_path).machine(name)
+
+    assert machine.kind.name == {"far": "remote", "here": "local"}[name]
+    assert set(machine.settings) <= set(machine.kind.settings)
