@@ -5,14 +5,12 @@ from __future__ import annotations
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -25,10 +23,12 @@ from harness.remote.guest import Guest
 from harness.remote.polling import wait_until
 from harness.runs.results import Outcome
 from tests.harness import remote_lab
+from tests.harness.doors import move as move_through
+from tests.harness.doors import through_doors
 from tests.harness.remote_lab import ROOT, VARIABLE, Harness, Host, soon
 from vm.emulated.machine import EmulatedMachine
 from vm.errors import DownlinkError, MachineError
-from vm.machine import GuestAddress, MachineState
+from vm.machine import MachineState
 
 GATED = """
 import time
@@ -306,24 +306,11 @@ def test_a_suite_is_followed_over_what_there_is(make: Make, package: Package, ch
 def test_an_address_that_changes_in_the_middle_is_followed(
     make: Make, package: Package, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    doors: list[Doors] = []
-    real = EmulatedMachine.address
-
-    def behind_doors(machine: EmulatedMachine) -> GuestAddress:
-        address = real(machine)
-        assert address.ssh_port is not None
-        if not doors:
-            doors.append(Doors(address.winrm_port, address.ssh_port))
-        winrm, ssh = doors[-1].ports
-        return replace(address, winrm_port=winrm, ssh_port=ssh)
-
-    monkeypatch.setattr(EmulatedMachine, "address", behind_doors)
+    doors = through_doors(monkeypatch)
     checkout = make()
 
     def move() -> None:
-        old = doors[-1]
-        doors.append(Doors(*old.targets))
-        old.close()
+        move_through(doors)
         checkout.gate.touch()
 
     on_start(checkout, move)
@@ -351,47 +338,6 @@ def test_a_restart_under_another_address_is_found_out(make: Make, package: Packa
     assert any("restarted" in problem for problem in checkout.results.problems)
     assert not any("did not come back" in problem for problem in checkout.results.problems)
     assert checkout.results.in_flight is not None
-
-
-class Doors:
-    """Ports of this host that lead to others, until they are closed with everything that went through them."""
-
-    def __init__(self, *targets: int) -> None:
-        self.targets = targets
-        self.entered = 0
-        self._open: list[socket.socket] = []
-        self.ports = tuple(self._door(target) for target in targets)
-
-    def close(self) -> None:
-        for each in self._open:
-            with suppress(OSError):
-                each.shutdown(socket.SHUT_RDWR)
-            each.close()
-
-    def _door(self, target: int) -> int:
-        server = socket.create_server(("127.0.0.1", 0))
-        self._open.append(server)
-        threading.Thread(target=self._serve, args=(server, target), daemon=True).start()
-        return int(server.getsockname()[1])
-
-    def _serve(self, server: socket.socket, target: int) -> None:
-        with suppress(OSError):
-            while True:
-                here, _ = server.accept()
-                self.entered += 1
-                there = socket.create_connection(("127.0.0.1", target))
-                self._open += [here, there]
-                for source, sink in ((here, there), (there, here)):
-                    threading.Thread(target=_pump, args=(source, sink), daemon=True).start()
-
-
-def _pump(source: socket.socket, sink: socket.socket) -> None:
-    with suppress(OSError):
-        while data := source.recv(1 << 16):
-            sink.sendall(data)
-    for each in (source, sink):
-        with suppress(OSError):
-            each.shutdown(socket.SHUT_RDWR)
 
 
 def on_start(checkout: Checkout, act: Callable[[], None]) -> None:
