@@ -49,8 +49,15 @@ class ConfigurationError(DownlinkError):
 class BuildError(DownlinkError):
     """The driver could not be built; `output` holds what the compiler or linker printed."""
 
-    def __init__(self, message: str, *, output: str = "", hint: str | None = None) -> None:
-        super().__init__(message, hint=hint)
+    def __init__(
+        self,
+        message: str,
+        *,
+        output: str = "",
+        hint: str | None = None,
+        causes: Sequence[BaseException] = (),
+    ) -> None:
+        super().__init__(message, hint=hint, causes=causes)
         self.output = output
 
     def render(self) -> str:
