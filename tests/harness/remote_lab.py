@@ -17,7 +17,8 @@ from harness.remote.guest import Guest
 from harness.runs import directory
 from harness.runs.journal import Event, read
 from harness.runs.results import Results, collect
-from tests.harness.chaos_lab import ROOT, SUITE
+from tests.harness.chaos_lab import ROOT as ROOT
+from tests.harness.chaos_lab import SUITE
 from vm.deadline import Deadline
 from vm.emulated.machine import EmulatedMachine
 from vm.errors import DownlinkError

@@ -13,10 +13,11 @@ import pytest
 
 from harness import choices, config, machines, testing, verbs
 from harness.config import DriverConfig
-from harness.deployment import Plan, pnputil, services
+from harness.deployment import Plan, cleanup, pnputil, services
 from harness.package import Package
 from harness.remote.guest import Guest
 from harness.remote.readiness import LOGON_PAUSES
+from harness.runs import runner
 from harness.runs.results import Outcome
 from tests.harness import remote_lab
 from tests.harness.remote_lab import VARIABLE, Harness, Host, soon
@@ -255,6 +256,47 @@ def test_a_bugcheck_in_the_suite_is_read_from_the_event_log(
     assert crash["dump"].endswith(f"\\{dump.name}") and dump.stat().st_size
     assert results.left_behind == (f"the dump '{crash['dump']}' of the bugcheck stays in the guest",)
     assert traces(host) == NOTHING
+
+
+def test_a_host_that_goes_for_good_is_told_with_what_may_be_in_it(
+    start: Start, tmp_path: Path, package: Package, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "BOOT_SECONDS", 2)
+    monkeypatch.setattr(cleanup, "REACH_SECONDS", 2)
+    host = start()
+    harness = Harness(tmp_path / "checkout", {**host.settings(), "suites": "attached"}, suite=SLOW_SUITE)
+    when(harness, "test_in_flight", host.stop)
+
+    assert harness.test(lambda: package) == 1
+
+    results = harness.results
+    assert any("did not come back" in problem for problem in results.problems), results.problems
+    assert results.in_flight is not None
+    driver, certificate, directory = results.left_behind
+    assert driver.startswith("the driver 'Downlink' may still be installed: the guest does not answer")
+    assert re.match(
+        "the certificate [0-9a-f]{16}… may still be trusted: the guest does not answer", certificate
+    )
+    assert directory.startswith(r"the directory 'C:\Downlink' and the suite's task may still be there")
+    assert f"left behind: {driver}" in harness.said
+
+
+def test_a_clean_up_that_is_interrupted_says_what_may_be_left(
+    start: Start, package: Package, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    host = start()
+    plan = Plan.of(remote_lab.ROOT_CONFIGURATION.driver())
+    with host.guest() as guest:
+        cleaning = cleanup.Cleanup(cleanup.look(guest, package, plan, soon()), plan)
+        monkeypatch.setattr(cleanup, "end_tasks", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            cleaning.clean(guest, soon())
+
+    assert len(cleaning.left) == 3
+    assert all("the clean-up was interrupted" in sentence for sentence in cleaning.left)
 
 
 def when(harness: Harness, test: str, act: Callable[[], None]) -> None:
