@@ -23,7 +23,6 @@ def all_symptoms() -> tuple[Symptom, ...]:
 
     rows = (
         *preflight.PREFLIGHT,
-        *system.BUILD,
         *elsewhere.build_messages(),
         *system.INF,
         *elsewhere.inf_rules(),

@@ -9,6 +9,7 @@ from harness.symptoms.symptom import Place, Symptom
 
 _TOOLCHAIN = "harness.toolchain.wdk"
 _MESSAGES = f"{_TOOLCHAIN}.messages"
+_OF_PACKAGES = ("inf2cat", "infverif", "signtool", "stampinf")
 
 
 def faults() -> tuple[Symptom, ...]:
@@ -67,6 +68,14 @@ def build_messages() -> tuple[Symptom, ...]:
     if util.find_spec(_TOOLCHAIN) is None or util.find_spec(_MESSAGES) is None:
         return ()
     return tuple(
-        Symptom(f"wdk-{known.id}", Place.BUILD, known.id, known.cause, known.cure, None, known.pattern)
+        Symptom(
+            f"wdk-{known.id}",
+            Place.INF if known.id.startswith(_OF_PACKAGES) else Place.BUILD,
+            known.seen,
+            known.cause,
+            known.cure,
+            None,
+            known.pattern,
+        )
         for known in import_module(_MESSAGES).KNOWN
     )

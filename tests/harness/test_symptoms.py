@@ -74,8 +74,8 @@ def test_faults_of_winrm_are_in_the_table_with_the_words_that_are_printed() -> N
 @pytest.mark.parametrize(
     ("text", "identifier"),
     [
-        ("error MSB4062: The task from assembly Microsoft.DriverKit.Build.Tasks.18.0.dll", "build-msb4062"),
-        ("22.9.7: DriverVer set to a date in the future", "inf-22-9-7"),
+        ("error MSB4062: The task from assembly Microsoft.DriverKit.Build.Tasks.18.0.dll", "wdk-msb4062"),
+        ("22.9.7: DriverVer set to a date in the future", "wdk-inf2cat-22-9-7"),
         ("New-PSSession: The credential is invalid.", "hyperv-credential-invalid"),
         ("The value is protected by Secure Boot policy", "hyperv-secure-boot"),
         ("There is not enough space on the disk.", "disk-full"),
