@@ -28,6 +28,9 @@ from harness.doctor.fixes import FIXES
 from harness.doctor.subject import Subject
 from harness.remote.guest import Guest
 from harness.secrets import Secrets
+from harness.toolchain import wdk
+from harness.toolchain.wdk import examine
+from tests.harness.wdk_trees import Host
 from vm.deadline import Deadline
 from vm.errors import DownlinkError
 from vm.findings import Finding, Severity
@@ -538,9 +541,35 @@ def test_the_kit_is_looked_at_where_it_is_the_toolchain(
     monkeypatch.setitem(sys.modules, kit.__name__, kit)
     configuration = make_checkout(tmp_path)
     subject = Subject(configuration, configuration.machine(), configuration.driver())
-    assert list(toolchain.wdk(subject)) == ([found] if sys.platform == "win32" else [])
+    assert list(toolchain.wdk(subject)) == (
+        [replace(found, severity=Severity.NOTE)] if sys.platform == "win32" else []
+    )
     chosen = replace(subject, configuration=replace(configuration, toolchain="wdk"))
     assert list(toolchain.wdk(chosen)) == [found]
+
+
+@pytest.mark.parametrize(
+    ("name", "severity"), [("wdk", Severity.ERROR), ("zig", Severity.NOTE)], ids=["wanted", "not wanted"]
+)
+def test_a_host_without_a_kit_is_at_fault_only_where_it_is_the_toolchain(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, severity: Severity
+) -> None:
+    configuration = make_checkout(tmp_path)
+    subject = Subject(replace(configuration, toolchain=name), configuration.machine(), configuration.driver())
+    monkeypatch.setattr(sys, "platform", "win32")
+    monkeypatch.setattr(wdk, "examine", lambda: examine(Host().provider()))
+    findings = list(toolchain.wdk(subject))
+    assert findings[-1].severity is severity
+    assert findings[-1].mend.startswith("winget install")
+
+
+def test_the_whole_doctor_has_a_note_on_the_kit_of_a_host_that_is_no_windows(tmp_path: Path) -> None:
+    if sys.platform == "win32":
+        pytest.skip("this host is Windows")
+    configuration = replace(make_checkout(tmp_path), toolchain="wdk")
+    subject = Subject(configuration, configuration.machine(), configuration.driver())
+    found = {each.check: each for each in examination.run_checks(subject, toolchain.ALL)}
+    assert found["toolchain.wdk"].severity is Severity.NOTE
 
 
 def test_a_run_stops_before_anything_is_built_when_the_host_is_not_fit(

@@ -108,7 +108,7 @@ KNOWN: tuple[Known, ...] = (
     ),
     Known(
         "msb6001-path",
-        r"\bMSB6001\b.*key.*(has already been added|already)",
+        r"\bMSB6001\b.*(already|Key in dictionary)",
         "the environment has the same variable twice, as 'Path' and 'PATH'",
         "start from a plain command window, not from one that another shell opened",
         "MSB6001: an item with the same key has already been added",
@@ -150,14 +150,14 @@ KNOWN: tuple[Known, ...] = (
     ),
     Known(
         "lnk2019-flt",
-        r"\bLNK20(19|01)\b.*\bFlt[A-Z]\w+",
+        r"\bLNK20(19|01)\b.*(\b|__imp_)Flt[A-Z]\w+",
         "the filter manager's library is not linked",
         "add $(DDK_LIB_PATH)\\fltMgr.lib to AdditionalDependencies of driver\\downlink.vcxproj",
         "LNK2019: unresolved external symbol FltRegisterFilter",
     ),
     Known(
         "lnk2019",
-        r"\bLNK20(19|01)\b(?!.*\bFlt[A-Z])",
+        r"\bLNK20(19|01)\b(?!.*(\b|__imp_)Flt[A-Z])",
         "a function that is called is in no source file of the project and in no library",
         "list the new file in driver\\downlink.vcxproj, or add the library that exports the function",
         "LNK2019: unresolved external symbol",
@@ -171,15 +171,14 @@ KNOWN: tuple[Known, ...] = (
     ),
     Known(
         "path-too-long",
-        r"\b(MSB(3491|4248)\b.*(too long|MAX_PATH|260)|path.{0,40} too long|PathTooLongException|MSB3541\b"
-        r"|fully qualified file name must be less than 260)",
+        r"path.{0,40} too long|PathTooLongException|must be less than 260 characters",
         "a path of the checkout or of the packages is longer than 259 characters",
         "move the checkout to a short path such as C:\\src\\downlink",
         "a path is too long: 260 characters",
     ),
     Known(
         "api-validator",
-        r"\bApiValidator\b.*(error|fail)|\bMSB3721\b.*ApiValidator",
+        r"ApiValidat(or|ion)\b.*(\bfailed\b|is not a (universal|windows)|error\s*:)|error\s*:.*ApiValidator",
         "the driver calls a function that is not allowed for its DriverTargetPlatform",
         "replace the call, or take DriverTargetPlatform 'Desktop' for this project",
         "ApiValidator: the driver is not a Universal or Windows Driver",
@@ -263,7 +262,7 @@ KNOWN: tuple[Known, ...] = (
     ),
     Known(
         "inf2cat-os",
-        r"Inf2Cat.*(/os|operating system).*(invalid|not (valid|supported|recognized))|Parameter format not correct.*/os",
+        r"Inf2Cat.*(/os|operating system).*(invalid|not (valid|supported|recognized))|Parameter format not correct",
         "this Inf2Cat is older than one of the versions of Windows that are asked for",
         "use the Inf2Cat of WDK 26100 or later, ./inv doctor says which was found",
         "Inf2Cat: /os names a version that is not supported",
