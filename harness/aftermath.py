@@ -71,16 +71,18 @@ def afterwards(
             if cleanup is not None:
                 cleanup.see(error)
     if mark is not None:
-        gather_evidence(guest, mark, record, worker)
+        gather_evidence(guest, mark, record, worker, stays=cleanup is not None)
 
 
-def gather_evidence(guest: Guest, mark: evidence.Mark, record: RunRecord, worker: str) -> None:
-    """What a machine that is no witness of its own leaves in its logs."""
+def gather_evidence(
+    guest: Guest, mark: evidence.Mark, record: RunRecord, worker: str, *, stays: bool
+) -> None:
+    """What a machine that is no witness of its own leaves in its logs; `stays` says that no restore takes it away."""
     deadline = Deadline.after(seconds=EVIDENCE_SECONDS)
     try:
         for crash in evidence.crashes(guest, mark, deadline):
             record.crash(crash)
-            if crash.dump:
+            if crash.dump and stays:
                 record.write(
                     "left-behind", text=f"the dump '{crash.dump}' of the bugcheck stays in the guest"
                 )

@@ -256,7 +256,7 @@ def _deployed(
         if mark is not None:
             with suppress(DownlinkError):
                 guest.wait_for_boot(None, Deadline.after(seconds=EVIDENCE_SECONDS))
-                gather_evidence(guest, mark, record, worker)
+                gather_evidence(guest, mark, record, worker, stays=cleanup is not None)
         raise
 
 

@@ -61,8 +61,13 @@ class Lab:
                 (self.root / name).symlink_to(ROOT / name, target_is_directory=True)
 
         class Here(config.Configuration):
-            def create_machine(here, *_: Any, **__: Any) -> HypervMachine:  # noqa: N805
-                return self.machine
+            def create_machine(
+                here,  # noqa: N805
+                name: Any,
+                driver: Any,
+                checkpoint: str | None = None,
+            ) -> HypervMachine:
+                return self.made(checkpoint=checkpoint) if checkpoint else self.machine
 
         values = {name: getattr(found, name) for name in config.Configuration.__dataclass_fields__}
         values |= {"root": self.root, "machines": MappingProxyType({"hv": machine}), "default_machine": "hv"}
@@ -126,6 +131,16 @@ def test_a_suite_runs_on_it_from_the_restore_to_the_verdict(
     assert status == 0, out.getvalue()
     assert "passed" in out.getvalue()
     assert lab.machine.state() is MachineState.STOPPED
+
+
+def test_a_suite_under_the_verifier_finds_it_on(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DOWNLINK_SECRET_HV_PASSWORD", lab.store.kept["hv.password"])
+    out = io.StringIO()
+    choices = verbs.Choices(machine="hv", select="test_connect", checkpoint="verifier")
+    build = prepare(config.load(ROOT), None, None, None)
+    assert verbs.test(lab.configuration(), choices, build, Console(out, out)) == 0, out.getvalue()
+    # Without the verifier's settings in the guest the look at it would have stopped the run.
+    assert "look at the guest" in out.getvalue()
 
 
 def test_calls_at_the_same_time_do_not_lose_what_another_one_did(lab: Lab) -> None:

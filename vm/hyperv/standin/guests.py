@@ -12,13 +12,16 @@ from typing import Any
 
 from vm.deadline import Deadline
 from vm.emulated.control import ask
-from vm.emulated.guest import boot
+from vm.emulated.guest import boot, verifier
 from vm.emulated.machine import STATE_FILE, EmulatedMachine
 from vm.emulated.registry import Registry
 from vm.errors import MachineError
 
 START_SECONDS = 40.0
 ROOT = Path(__file__).resolve().parents[3]
+
+VERIFIER_STANDARD = 0x209BB
+"""Flags of `verifier /standard` (windows-lab D.3)."""
 
 CRASH_DUMPS = {"CrashDumpEnabled": 2, "AlwaysKeepMemoryDump": 1, "AutoReboot": 1, "Overwrite": 1}
 """What Set-GuestCrashDumps.ps1 writes."""
@@ -50,6 +53,10 @@ class Emulated:
         if self._guest.get("crash_dumps"):
             for name, value in CRASH_DUMPS.items():
                 registry.set_dword(f"{boot.CONTROL}\\CrashControl", name, value)
+        verified = tuple(self._guest.get("verified", ()))
+        verifier.configure(
+            registry, verifier.Settings(VERIFIER_STANDARD if verified else 0, drivers=verified)
+        )
         self._registry.write_text(json.dumps(registry.snapshot()), encoding="utf-8")
         self._machine().start(Deadline.after(seconds=START_SECONDS))
 
