@@ -15,6 +15,7 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
+from cryptography.hazmat.primitives.serialization import pkcs12
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from vm.errors import ConfigurationError
@@ -23,6 +24,8 @@ VALIDITY = timedelta(days=5 * 365 + 1)
 RENEW_BEFORE = timedelta(days=30)
 _CLOCK_TOLERANCE = timedelta(days=1)
 _KEY_BITS = 2048
+_PFX_ROUNDS = 2000
+"""Its password is random, 256 bits, and forgotten at once: more rounds would protect nothing."""
 _FILE_NAME = "identity.pem"
 _RENEW_HINT = "delete the file; the next build makes a new certificate, which the next deployment trusts"
 
@@ -51,6 +54,20 @@ class SigningIdentity:
     def sign_sha256(self, data: bytes) -> bytes:
         """RSA PKCS #1 v1.5 signature over the SHA-256 of `data`; the same every time."""
         return self._key.sign(data, padding.PKCS1v15(), hashes.SHA256())
+
+    def pkcs12(self, password: str) -> bytes:
+        """Certificate and key in a PFX, encrypted with `password` (PBES2, AES-256), for a store of Windows."""
+        protection = (
+            serialization.PrivateFormat.PKCS12.encryption_builder()
+            .kdf_rounds(_PFX_ROUNDS)
+            .key_cert_algorithm(pkcs12.PBES.PBESv2SHA256AndAES256CBC)
+            .hmac_hash(hashes.SHA256())
+            .build(password.encode())
+        )
+        certificate = x509.load_der_x509_certificate(self.certificate_der)
+        return pkcs12.serialize_key_and_certificates(
+            self.subject.encode(), self._key, certificate, None, protection
+        )
 
     def __reduce__(self) -> str | tuple[object, ...]:
         raise TypeError("a signing identity is not serialised: it holds a private key")
