@@ -52,18 +52,28 @@ def task(**options: Any) -> Callable[[Callable[..., int | None]], Any]:
 @task(
     help={
         "driver": "driver of harness.toml",
-        "toolchain": "what compiles it: zig",
+        "toolchain": "what compiles it: zig or, on Windows, wdk",
         "configuration": "debug or release",
         "architecture": "x64 (default) or arm64",
+        "analyze": "run code analysis, too, with the rules for drivers (toolchain wdk)",
+        "wdk": "where the WDK comes from: ewdk, vs or nuget; the first that has one if not given (toolchain wdk)",
     }
 )
 def build(
-    _: Context, driver: str = "", toolchain: str = "", configuration: str = "", architecture: str = ""
+    _: Context,
+    driver: str = "",
+    toolchain: str = "",
+    configuration: str = "",
+    architecture: str = "",
+    analyze: bool = False,
+    wdk: str = "",
 ) -> None:
     """Build the driver into a package under out/; does nothing when it is up to date."""
     from harness.console import Console
 
-    package = _builder(_configuration(), driver, toolchain, configuration, architecture)()
+    package = _builder(
+        _configuration(), driver, toolchain, configuration, architecture, analyze=analyze, wdk=wdk
+    )()
     Console().line(
         f"'{package.directory.relative_to(ROOT)}' is up to date: {', '.join(file.name for file in package.manifest.files)}"
     )
@@ -73,7 +83,7 @@ def build(
     help={
         "machine": "machine of harness.toml",
         "driver": "driver of harness.toml",
-        "toolchain": "what compiles it: zig",
+        "toolchain": "what compiles it: zig or, on Windows, wdk",
         "configuration": "debug or release",
     }
 )
@@ -98,7 +108,7 @@ def deploy(
         "workers": "share the suite between so many clones of the machine",
         "checkpoint": "restore this checkpoint instead of the machine's own, as in 'verifier'",
         "resume": "follow the latest run, whose suite goes on in the guest, to its end",
-        "toolchain": "what compiles the driver: zig",
+        "toolchain": "what compiles the driver: zig or, on Windows, wdk",
         "configuration": "debug or release",
     }
 )
@@ -353,13 +363,26 @@ def _configuration() -> Configuration:
 
 
 def _builder(
-    settings: Configuration, driver: str, toolchain: str, configuration: str, architecture: str = ""
+    settings: Configuration,
+    driver: str,
+    toolchain: str,
+    configuration: str,
+    architecture: str = "",
+    *,
+    analyze: bool = False,
+    wdk: str = "",
 ) -> Callable[[], Package]:
     """The build with these options, checked now and run later."""
     from harness import builds
 
     return builds.prepare(
-        settings, driver or None, toolchain or None, configuration or None, architecture or None
+        settings,
+        driver or None,
+        toolchain or None,
+        configuration or None,
+        architecture or None,
+        analyze=analyze,
+        wdk=wdk or None,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast
 
@@ -14,13 +15,26 @@ from harness.signing import SigningIdentity
 from harness.toolchain import BuildResult
 from harness.toolchain.stale import write_atomically
 from vm.deadline import Deadline
-from vm.errors import BuildError, PackageError
+from vm.errors import BuildError, ConfigurationError, PackageError
 from vm.inf import install as installing
 from vm.inf import read as read_inf
 
 log = logging.getLogger(__name__)
 
+Builder = Callable[[toolchain.DriverSource, toolchain.Configuration, Path, str, SigningIdentity], BuildResult]
+"""Sources, configuration, directory of all builds, architecture, and who signs where the toolchain does that."""
+
 BUILD_SECONDS = 300
+"""For a build by 'zig'; one by 'wdk' has a limit of its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class BuildChoices:
+    """How a driver is built; `analyze` and `wdk` (where the kit comes from) are of the toolchain 'wdk' only."""
+
+    toolchain: str = "zig"
+    analyze: bool = False
+    wdk: str | None = None
 
 
 def prepare(
@@ -29,6 +43,9 @@ def prepare(
     toolchain_name: str | None,
     configuration: str | None,
     architecture: str | None = None,
+    *,
+    analyze: bool = False,
+    wdk: str | None = None,
 ) -> Callable[[], Package]:
     """The build that was chosen, checked now and done when it is called.
 
@@ -36,15 +53,45 @@ def prepare(
         settings: harness.toml.
         driver, toolchain_name, configuration: None = what harness.toml says.
         architecture: "x64" (also if None) or "arm64".
+        analyze: whether the toolchain 'wdk' runs code analysis, too.
+        wdk: where the toolchain 'wdk' gets its kit: "ewdk", "vs" or "nuget"; None = the first that has one.
 
     Raises:
-        ConfigurationError: one of them is not known.
+        ConfigurationError: one of them is not known, or not for this toolchain.
+        BuildError: this host cannot run the toolchain.
     """
     chosen = settings.driver(driver)
-    check_choice("toolchain", toolchain_name or settings.toolchain, TOOLCHAINS)
+    how = BuildChoices(
+        check_choice("toolchain", toolchain_name or settings.toolchain, TOOLCHAINS), analyze, wdk
+    )
+    _check_toolchain(how)
     build = check_choice("configuration", configuration or settings.configuration, CONFIGURATIONS)
     target = check_choice("architecture", architecture or toolchain.ARCHITECTURES[0], toolchain.ARCHITECTURES)
-    return lambda: build_package(settings.root, chosen, cast(Literal["debug", "release"], build), target)
+    return lambda: build_package(settings.root, chosen, cast(Literal["debug", "release"], build), target, how)
+
+
+def _check_toolchain(how: BuildChoices) -> None:
+    """Refuse what cannot be before anything is done.
+
+    Raises:
+        ConfigurationError: an option of the toolchain 'wdk' was given to another one, or has an unknown value.
+        BuildError: this host cannot run the toolchain.
+    """
+    if how.toolchain != "wdk":
+        for option, given in (("--analyze", how.analyze), ("--wdk", how.wdk is not None)):
+            if given:
+                raise ConfigurationError(
+                    f"'{option}' is an option of the toolchain 'wdk', and this build is one of '{how.toolchain}'",
+                    hint=f"add --toolchain wdk, on Windows, or leave out {option}",
+                )
+        return
+    # Imported here: a host that builds with zig pays nothing for it.
+    from harness.toolchain.wdk.build import require_windows
+    from harness.toolchain.wdk.kit import ROUTES
+
+    if how.wdk is not None:
+        check_choice("way to the WDK", how.wdk, ROUTES)
+    require_windows()
 
 
 def build_package(
@@ -52,25 +99,30 @@ def build_package(
     driver: DriverConfig,
     configuration: Literal["debug", "release"],
     architecture: str = "x64",
+    how: BuildChoices | None = None,
+    builder: Builder | None = None,
 ) -> Package:
     """The package in `out/<configuration>/`, made anew if the sources or the certificate have changed.
 
     One for another architecture than x64 lies in `out/<configuration>-<architecture>/`.
 
+    Args:
+        root: the checkout.
+        driver: what is built.
+        configuration, architecture: for what.
+        how: by which toolchain; None = by zig.
+        builder: what builds; None = the toolchain that `how` names.
+
     Raises:
         BuildError: it does not compile or link, or its INF breaks a rule.
         PackageError: what was built is no driver.
     """
-    result = toolchain.build(
-        toolchain.DriverSource.at(driver.sources),
-        configuration,
-        root / ".cache" / "build",
-        architecture=architecture,
-        deadline=Deadline.after(seconds=BUILD_SECONDS),
-    )
+    source = toolchain.DriverSource.at(driver.sources)
+    identity = signing.load_or_create_identity(root / ".cache" / "signing")
+    build = builder or _builder(how or BuildChoices())
+    result = build(source, configuration, root / ".cache" / "build", architecture, identity)
     if result.inf is not None:
         check_inf(result.inf, architecture)
-    identity = signing.load_or_create_identity(root / ".cache" / "signing")
     certificate = root / ".cache" / "signing" / f"{result.name}.cer"
     if not certificate.exists() or certificate.read_bytes() != identity.certificate_der:
         certificate.write_bytes(identity.certificate_der)
@@ -79,17 +131,48 @@ def build_package(
     current = _current(root / "out" / output, result, names, identity)
     if current is not None:
         return current
-    image = signing.sign_image(result.image.read_bytes(), identity, name=result.image.name)
+    image = _signed_image(result, identity)
+    catalog = result.catalog or _write_catalog(result, image, identity, root / ".cache" / "signing" / output)
     return package.write_package(
         result,
         root / "out" / output,
         signed_image=image,
         certificate=certificate,
-        catalog=_write_catalog(result, image, identity, root / ".cache" / "signing" / output),
+        catalog=catalog,
         identity=names,
         repository=root,
         experimental=_experimental(result),
     )
+
+
+def _builder(how: BuildChoices) -> Builder:
+    """The toolchain of that name, with its options."""
+    if how.toolchain == "wdk":
+        from harness.toolchain.wdk.build import build as build_with_wdk
+
+        return lambda source, configuration, out, architecture, identity: build_with_wdk(
+            source,
+            configuration,
+            out,
+            identity,
+            architecture=architecture,
+            route=how.wdk,
+            analyze=how.analyze,
+        )
+    return lambda source, configuration, out, architecture, _: toolchain.build(
+        source,
+        configuration,
+        out,
+        architecture=architecture,
+        deadline=Deadline.after(seconds=BUILD_SECONDS),
+    )
+
+
+def _signed_image(result: BuildResult, identity: SigningIdentity) -> bytes:
+    """The image that is packed: what the toolchain signed, else signed here."""
+    if result.signed_image is not None:
+        return result.signed_image.read_bytes()
+    return signing.sign_image(result.image.read_bytes(), identity, name=result.image.name)
 
 
 def check_inf(path: Path, architecture: str) -> None:
@@ -136,7 +219,9 @@ def _write_catalog(
 
 
 def _experimental(result: BuildResult) -> tuple[str, ...]:
-    """What of a package made without Windows no Windows has accepted yet."""
+    """What of a package made without Windows no Windows has accepted yet; nothing of what the WDK's own tools made."""
+    if result.signed_image is not None:
+        return ()
     return ("signature", "catalog") if result.inf is not None else ("signature",)
 
 
@@ -155,6 +240,7 @@ def _current(
     same = (
         found.signed
         and manifest.driver == names
+        and manifest.toolchain == result.toolchain
         and manifest.unsigned_sha256 == result.unsigned_sha256
         and manifest.configuration == result.configuration
         and manifest.architecture == result.architecture
@@ -163,12 +249,22 @@ def _current(
         and packed.read_bytes() == identity.certificate_der
         and _same_content(packed_inf, result.inf)
         and _same_content(found.path("symbols"), result.symbols)
+        and (result.signed_image is None or _same_content(found.image, result.signed_image))
         and manifest.experimental == tuple(sorted(_experimental(result)))
-        # Made anew, because that takes a millisecond: it depends on nothing but the files and the certificate.
-        and _catalog(result, found.image.read_bytes(), identity)
+        and _wanted_catalog(result, found.image, identity)
         == ((catalog.name, catalog.read_bytes()) if catalog is not None else None)
     )
     return found if same else None
+
+
+def _wanted_catalog(result: BuildResult, packed: Path, identity: SigningIdentity) -> tuple[str, bytes] | None:
+    """Name and content of the catalog that a package of this build has, if it has one."""
+    if result.signed_image is None:
+        # Made anew, because that takes a millisecond: it depends on nothing but the files and the certificate.
+        return _catalog(result, packed.read_bytes(), identity)
+    if result.catalog is None:
+        return None
+    return result.catalog.name, result.catalog.read_bytes()
 
 
 def _same_content(one: Path | None, other: Path | None) -> bool:

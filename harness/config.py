@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 FILE = "harness.toml"
 LOCAL_FILE = "harness.local.toml"
 
-TOOLCHAINS = ("zig",)
+TOOLCHAINS = ("zig", "wdk")
 CONFIGURATIONS = ("debug", "release")
 RULES: Mapping[str, tuple[str, ...]] = MappingProxyType({"io_path_waits": ("allow", "forbid")})
 """What a driver can promise about itself, and the values each promise takes; the first one is the default."""
