@@ -10,7 +10,7 @@ from harness.toolchain.source import DriverSource
 from harness.toolchain.wdk.kit import Kit
 from harness.toolchain.wdk.locate import locate
 from harness.toolchain.wdk.provider import Variables
-from tests.harness.wdk_transcripts import Row
+from tests.harness.wdk_transcripts import TRANSCRIPTS, Row, TranscriptProvider
 from tests.harness.wdk_trees import (
     BUILD_TOOLS,
     INSTALLER,
@@ -334,3 +334,36 @@ def test_what_was_found_and_why_not_the_others_is_logged(
         kit: Kit = locate(source, Host().studio(VS2022).kit(26100).provider())
     assert "no kit by 'ewdk': this is no command window of the EWDK" in caplog.text
     assert f"kit: {kit.describe()}" in caplog.text
+
+
+def test_an_ewdk_whose_parts_do_not_belong_together_is_passed_over(source: DriverSource) -> None:
+    host = Host().studio(VS2022).kit(26100).ewdk(28000)
+    assert locate(source, host.provider()).route == "vs"
+    assert "WDK 10.0.28000.0 does not belong to MSBuild 17" in reasons(refused(source, host, "ewdk"))[0]
+
+
+def test_pins_that_do_not_belong_to_visual_studio_are_refused(source: DriverSource) -> None:
+    path = source.directory / "packages.config"
+    path.write_text(path.read_text(encoding="utf-8").replace(WDK2026, WDK2022), encoding="utf-8")
+    restore(source.directory, WDK2022)
+    assert "does not belong to MSBuild 18" in reasons(refused(source, Host().studio(VS2026), "nuget"))[0]
+
+
+def test_a_host_out_of_a_transcript_has_its_kit(source: DriverSource) -> None:
+    provider = TranscriptProvider.load("host-vs2022")
+    assert locate(source, provider).route == "vs"
+    provider.finish()
+
+
+def test_a_restore_without_network_names_the_network_not_the_version(source: DriverSource) -> None:
+    provider = TranscriptProvider.load("nuget-offline")
+    with pytest.raises(BuildError) as caught:
+        locate(source, provider)
+    assert "nuget.org cannot be reached" in reasons(caught.value)[-1]
+    assert "HTTPS_PROXY" in (caught.value.hint or "")
+    provider.finish()
+
+
+@pytest.mark.parametrize("path", sorted(TRANSCRIPTS.glob("*.json")), ids=lambda path: path.stem)
+def test_every_transcript_can_be_read_and_says_where_it_comes_from(path: Path) -> None:
+    assert TranscriptProvider.load(path.stem).rows

@@ -156,6 +156,13 @@ def test_spectre_libraries_of_another_toolset_do_not_count(tmp_path: Path) -> No
     assert "Spectre" in refusal(kit, provider, "x64").message
 
 
+def test_the_named_toolset_counts_and_not_the_newest(tmp_path: Path) -> None:
+    host = Host().studio(VS2022, spectre=("x64",)).kit(26100)
+    host.tree[rf"{VS2022}\VC\Tools\MSVC\14.99.1\lib\arm64\libcmt.lib"] = ""
+    kit, provider = kit_of(host, tmp_path)
+    pairing.check(kit, provider, ("x64",))
+
+
 def test_without_a_named_toolset_the_newest_counts(tmp_path: Path) -> None:
     host = Host().studio(VS2022, spectre=()).kit(26100).without("default.txt")
     tools = rf"{VS2022}\VC\Tools\MSVC\14.100.1"
@@ -239,6 +246,8 @@ def test_the_doctor_names_each_missing_part_and_its_mend(
     [wrong] = [each for each in findings if each.severity is Severity.ERROR]
     assert wrong.check == f"toolchain.wdk.{check}"
     assert wrong.found and wrong.wanted and mend in wrong.mend
+    # Nothing is said of the libraries of a compiler that is not there.
+    assert ("toolchain.wdk.spectre" in by_check(findings)) == (check != "compiler")
     assert [each.severity for each in findings if each.check == "toolchain.wdk"] == [Severity.OK]
 
 
