@@ -18,7 +18,7 @@ from harness import inf as inf_lint
 from harness.toolchain.source import Configuration, DriverVersion
 from harness.toolchain.wdk import diagnostics
 from harness.toolchain.wdk.diagnostics import Diagnostic
-from harness.toolchain.wdk.workshop import LINES_SHOWN, Workshop
+from harness.toolchain.wdk.workshop import Workshop, cut
 from vm.errors import BuildError
 from vm.inf import install as installing
 from vm.inf import read as read_inf
@@ -117,11 +117,16 @@ def compile_driver(shop: Workshop, order: CompileOrder) -> Compiled:
             raise BuildError(
                 f"code analysis of '{order.name}' found {_count(findings, 'defect')}: {diagnostics.summary(findings)}",
                 output="\n".join(
-                    [*_rendered(findings), f"full log: {shop.log_path('msbuild')}"],
+                    [
+                        *cut([finding.render() for finding in findings]),
+                        f"full log: {shop.log_path('msbuild')}",
+                    ],
                 ),
                 hint=f"all findings are in '{shop.logs / 'analysis.sarif'}'",
             )
-        raise shop.failure(f"MSBuild could not build '{order.name}'", result, "msbuild", _rendered(errors))
+        raise shop.failure(
+            f"MSBuild could not build '{order.name}'", result, "msbuild", [error.render() for error in errors]
+        )
     image, symbols = (order.products / f"{order.name}{suffix}" for suffix in (".sys", ".pdb"))
     for made in (image, symbols):
         if not made.is_file():
@@ -339,13 +344,6 @@ def _causes(complaints: Sequence[Diagnostic]) -> list[Diagnostic]:
         for complaint in complaints
         if complaint.code not in _ECHOES and (promoted or complaint.severity == "error")
     ]
-
-
-def _rendered(complaints: Sequence[Diagnostic]) -> list[str]:
-    lines = [complaint.render() for complaint in complaints[:LINES_SHOWN]]
-    if len(complaints) > LINES_SHOWN:
-        lines.append(f"... and {len(complaints) - LINES_SHOWN} more")
-    return lines
 
 
 def _count(things: Sequence[object], noun: str) -> str:

@@ -68,9 +68,7 @@ class Workshop:
     ) -> BuildError:
         """What to raise for a tool that said no: the known cause, its own lines, and where the rest is."""
         known = explain(result.output)
-        shown = list(lines) or _telling_lines(result.output)
-        if len(shown) > LINES_SHOWN:
-            shown = [*shown[:LINES_SHOWN], f"... and {len(shown) - LINES_SHOWN} more lines"]
+        shown = cut(lines or _telling_lines(result.output))
         where = self.log_path(log_name)
         return BuildError(
             f"{sentence}: {known.cause.rstrip('.')}"
@@ -79,6 +77,14 @@ class Workshop:
             output="\n".join([*shown, f"full log: {where}"]),
             hint=known.cure if known else f"see '{where}'",
         )
+
+
+def cut(lines: Sequence[str]) -> list[str]:
+    """The first lines, and how many there are besides."""
+    shown = list(lines[:LINES_SHOWN])
+    if len(lines) > LINES_SHOWN:
+        shown.append(f"... and {len(lines) - LINES_SHOWN} more")
+    return shown
 
 
 def _telling_lines(output: str) -> list[str]:
