@@ -134,6 +134,15 @@ def test_a_missing_driver_component_is_named_as_this_product_calls_it(
     )
 
 
+def test_a_driver_toolset_that_the_extension_of_the_wdk_brought_is_as_good(tmp_path: Path) -> None:
+    host = Host().studio(VS2022, kit=False).kit(26100)
+    toolsets = rf"{VS2022}\MSBuild\Microsoft\VC\v170\Platforms\x64\PlatformToolsets"
+    host.tree[rf"{toolsets}\v143\Toolset.props"] = ""
+    assert "MSB8020" in refusal(*kit_of(host, tmp_path)).message
+    host.tree[rf"{toolsets}\WindowsKernelModeDriver10.0\Toolset.props"] = ""
+    pairing.check(*kit_of(host, tmp_path))
+
+
 @pytest.mark.parametrize(
     ("there", "architecture", "component"),
     [("arm64", "x64", "x86.x64.Spectre"), ("x64", "arm64", "ARM64.Spectre")],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePath, PureWindowsPath
 from typing import Any
 
@@ -37,7 +37,7 @@ _BUILD_TOOLS = "Microsoft.VisualStudio.Product.BuildTools"
 
 @dataclass(frozen=True, slots=True)
 class Studio:
-    """One installation. `version` is e.g. "18.0.11205.157"; `driver_kit`: the driver component is part of it."""
+    """One installation. `version` is e.g. "18.0.11205.157"; `driver_kit`: it has the toolset for drivers."""
 
     identifier: str
     name: str
@@ -102,7 +102,7 @@ def installed_studios(provider: Provider, deadline: Deadline | None = None) -> t
         str(each.get("instanceId"))
         for each in _ask(provider, vswhere, ("-requiresAny", "-requires", *DRIVER_KIT), limit)
     }
-    found = [_studio(each, with_kit) for each in listed]
+    found = [_with_toolset(provider, _studio(each, with_kit)) for each in listed]
     return tuple(
         sorted(found, key=lambda each: (each.complete, each.driver_kit, version_numbers(each.version)))[::-1]
     )
@@ -154,6 +154,17 @@ def _ask(
             hint="repair the Visual Studio Installer",
         ) from error
     return answer
+
+
+def _with_toolset(provider: Provider, studio: Studio) -> Studio:
+    """Told as having the driver toolset also where the WDK's extension brought it and no component is listed.
+
+    MSBuild looks for nothing but this directory (MSB8020); `v170` is of Visual Studio 2022, `v180` of 2026.
+    """
+    versions = provider.glob(studio.path / "MSBuild" / "Microsoft" / "VC", "v*")
+    toolset = PureWindowsPath("Platforms", "x64", "PlatformToolsets", "WindowsKernelModeDriver10.0")
+    there = any(provider.exists(version / toolset) for version in versions)
+    return replace(studio, driver_kit=studio.driver_kit or there)
 
 
 def _studio(raw: dict[str, Any], with_kit: set[str]) -> Studio:
