@@ -129,7 +129,7 @@ def _check_sources(host: HyperVHost, settings: HypervSettings, deadline: Deadlin
     try:
         sources = host.call("Get-SourceFacts", deadline, Directory=str(settings.sources))
     except MachineError as error:
-        error.hint = error.hint or hint
+        error.hint = hint
         raise
     wheels = [name.lower() for name in sources["wheels"]]
     missing = [] if sources["python"] else ["python.<version>.nupkg"]

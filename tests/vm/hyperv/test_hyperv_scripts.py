@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from vm.hyperv import host
 from vm.hyperv.host import SCRIPTS
 from vm.hyperv.standin.actions import ACTIONS
 from vm.powershell.declaration import parse_declaration
@@ -39,3 +40,13 @@ def test_a_script_that_changes_a_machine_asks_for_its_mark(path: Path) -> None:
 def test_errors_of_a_script_have_codes_that_python_can_tell_apart(path: Path) -> None:
     for thrown in re.findall(r"throw \(?['\"]([^'\"]*)", path.read_text(encoding="ascii")):
         assert re.match(r"^[a-z0-9]+(-[a-z0-9]+)+: ", thrown), f"{path.name}: {thrown}"
+
+
+def test_every_refusal_of_a_script_has_a_mend() -> None:
+    """A code is thrown as "code: message"; what to do about it is said where the error is made."""
+    thrown: set[str] = set()
+    for path in SCRIPTS.glob("*.ps1"):
+        thrown |= set(re.findall(r"throw \(?[\"']([a-z-]+):", path.read_text(encoding="ascii")))
+    assert len(thrown) > 30
+    # The harness gives the secret itself: without one the script was called by hand.
+    assert thrown - set(host._HINTS) == {"secret-missing"}
