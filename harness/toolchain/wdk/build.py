@@ -30,6 +30,7 @@ from harness.toolchain.wdk import pairing, steps
 from harness.toolchain.wdk.certificate import ensure_in_store
 from harness.toolchain.wdk.kit import Kit
 from harness.toolchain.wdk.locate import locate
+from harness.toolchain.wdk.nuget import RESTORE_SECONDS
 from harness.toolchain.wdk.provider import Provider, WindowsProvider
 from harness.toolchain.wdk.workshop import Workshop
 from vm.deadline import Deadline
@@ -42,7 +43,9 @@ from vm.powershell.script import ScriptHost
 log = logging.getLogger(__name__)
 
 BUILD_SECONDS = 900.0
-"""For everything but a `nuget restore`; a driver of this size takes half a minute."""
+"""For the steps; a driver of this size takes half a minute."""
+KIT_SECONDS = RESTORE_SECONDS + 120.0
+"""For finding the kit, which may fetch it first."""
 
 # Directories of a driver that MSBuild does not read: restored packages, the cross build, clients, what an IDE leaves.
 _NOT_READ = frozenset({"packages", "cross", "clients", ".vs", "x64", "arm64", "debug", "release"})
@@ -91,7 +94,7 @@ def build(
         analyze: with code analysis, whose findings break the build.
         provider: this host's tools; None = its own.
         scripts: what runs PowerShell files; None = this host.
-        deadline: for the whole build; a quarter of an hour if not given.
+        deadline: for all of it; if not given, `KIT_SECONDS` to find or fetch the kit, then `BUILD_SECONDS`.
 
     Raises:
         BuildError: a step failed; what was built before is still there.
@@ -102,7 +105,6 @@ def build(
         raise BuildError(f"the toolchain 'wdk' cannot build for '{architecture}'", hint=f"it knows {known}")
     windows = provider or WindowsProvider()
     require_windows(windows)
-    limit = deadline or Deadline.after(seconds=BUILD_SECONDS)
     project = source.directory / f"{source.name}.vcxproj"
     if not project.is_file():
         raise BuildError(
@@ -110,7 +112,8 @@ def build(
             hint="the project's name is the driver's name, which is that of its INF",
         )
     began = time.monotonic()
-    kit = locate(source, windows, route, deadline=limit)
+    kit = locate(source, windows, route, deadline=deadline or Deadline.after(seconds=KIT_SECONDS))
+    limit = deadline or Deadline.after(seconds=BUILD_SECONDS)
     place = out.resolve() / "wdk" / directory_name(configuration, architecture)
     order = steps.CompileOrder(
         project,

@@ -243,7 +243,7 @@ KNOWN: tuple[Known, ...] = (
         "signtool-format",
         r"SignTool Error: .*(not recognized|format|0x800700C1)|SignTool Error: .*0x8009310B",
         "the file is no complete image or catalog: the build was broken off",
-        "remove .cache\\wdk and build again",
+        "remove .cache\\build\\wdk and build again",
         "SignTool Error: this file format cannot be signed because it is not recognized",
     ),
     Known(
@@ -299,7 +299,7 @@ KNOWN: tuple[Known, ...] = (
         "disk-full",
         r"\b(C1085|LNK1140|LNK1318)\b|MSB\d{4}.*not enough space on the disk",
         "the disk is full",
-        "remove .cache\\wdk and old runs, ./inv clean",
+        "remove .cache\\build\\wdk and old runs, ./inv clean",
         "C1085 or LNK1140: cannot write, the disk is full",
     ),
     Known(
