@@ -72,6 +72,14 @@ def test_packages_that_lie_around_do_not_come_before_the_kit_that_was_chosen(sou
     }
 
 
+def test_what_changes_a_build_behind_its_command_line_is_left_out(source: DriverSource) -> None:
+    host = Host().studio(VS2022).kit(26100)
+    host.variables |= {"_cl_": "/Od", "Link": "/debug", "PRIVATE_DRIVER_PACKAGE": "1", "CLASSPATH": "x"}
+    variables = Variables(locate(source, host.provider()).environment)
+    assert not {"_CL_", "LINK", "PRIVATE_DRIVER_PACKAGE"} & {name.upper() for name in variables}
+    assert variables["CLASSPATH"] == "x"
+
+
 def test_msbuild_speaks_english_in_utf8_and_leaves_no_node_behind(source: DriverSource) -> None:
     host = Host().studio(VS2022).kit(26100)
     host.variables |= {"VsLang": "1031", "Temp": r"C:\t"}

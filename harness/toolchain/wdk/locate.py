@@ -112,6 +112,13 @@ def survey(
     return Survey(None, reasons)
 
 
+_MEDDLING = frozenset(
+    {"CL", "_CL_", "LINK", "_LINK_", "PRIVATE_DRIVER_PACKAGE", "STAMPINF_DATE", "STAMPINF_VERSION"}
+)
+"""Variables that the tools read beside their command lines: further options of compiler and linker, and for stampinf the
+present time in place of the date and version that it was told."""
+
+
 class _Search:
     """One look for a kit; what Visual Studio told is remembered between the routes."""
 
@@ -333,10 +340,15 @@ class _Search:
         """Variables for MSBuild and the tools.
 
         English messages in UTF-8 (MSBuild takes both from DOTNET_CLI_UI_LANGUAGE, the compiler English from VSLANG),
-        and no MSBuild node that stays and holds the WDK's task libraries.
+        and no MSBuild node that stays and holds the WDK's task libraries. What would change a build behind the back of its
+        command line is left out.
         """
         told = {"DOTNET_CLI_UI_LANGUAGE": "en", "VSLANG": "1033", "MSBUILDDISABLENODEREUSE": "1"}
-        kept = {name: value for name, value in self._provider.environment.items() if name.upper() not in told}
+        kept = {
+            name: value
+            for name, value in self._provider.environment.items()
+            if name.upper() not in told and name.upper() not in _MEDDLING
+        }
         return kept | told
 
 
