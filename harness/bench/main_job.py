@@ -33,6 +33,7 @@ def main_job(root: Path) -> list[Measurement]:
         )
         cold = _run(clone, *_QUICK)
         warm = min(_run(clone, *_QUICK) for _ in range(_WARM_RUNS))
+        shared = min(_run(clone, *_QUICK, "--workers", "2") for _ in range(_WARM_RUNS))
         edited = min(_edit_and_run(clone, number) for number in range(_WARM_RUNS))
         everything = _run(clone, "test")
         up_to_date = min(_run(clone, "build") for _ in range(_WARM_RUNS))
@@ -44,6 +45,7 @@ def main_job(root: Path) -> list[Measurement]:
             "main job", "cold './inv test' in a fresh clone, tests that are not slow", cold, "s", limit=180
         ),
         Measurement("main job", "warm './inv test', tests that are not slow", warm, "s", limit=10),
+        Measurement("main job", "the same on two clones of the machine", shared, "s", limit=10),
         Measurement("main job", "one changed line of the driver to the verdict", edited, "s", limit=12),
         Measurement("main job", "warm './inv test', all tests", everything, "s", limit=60),
         Measurement("main job", "'./inv build' when up to date", up_to_date, "s", limit=0.5),
