@@ -139,7 +139,7 @@ def test(
     console = Console()
     with report.session(console, settings):
         if resume:
-            return verbs.resume(settings, choices, console)
+            return verbs.resume(settings, console, choices)
         settings.machine(choices.machine)
         return verbs.test(settings, choices, _builder(settings, driver, toolchain, configuration), console)
 

@@ -32,9 +32,6 @@ class Choices:
     """How many clones of the machine share the suite."""
     checkpoint: str | None = None
     """Checkpoint that the machine is restored to; None = the machine's own."""
-    toolchain: str = ""
-    build: str = ""
-    """"debug" or "release"."""
 
 
 def timed(

@@ -20,16 +20,21 @@ from harness.runs.record import RunRecord
 from harness.runs.view import RunView
 from harness.testing import Worker, guarded, stop_all
 from vm.deadline import Deadline
-from vm.errors import DownlinkError, MachineError
+from vm.errors import ConfigurationError, DownlinkError, MachineError
 from vm.machine import MachineState
 
 
-def resume(configuration: Configuration, choices: Choices, console: Console) -> int:
+def resume(configuration: Configuration, console: Console, choices: Choices | None = None) -> int:
     """Follow the latest run to its end, whose suite goes on in the guest although its host process is gone.
 
     Raises:
+        ConfigurationError: something was chosen: the run goes on as it was begun.
         DownlinkError: there is no such run, or its machine does not run any more.
     """
+    if choices not in (None, Choices()):
+        raise ConfigurationError(
+            "the latest run goes on as it was begun", hint="leave out the options beside --resume"
+        )
     run = directory.latest(configuration.runs.directory)
     cut = _cut_short(run)
     head, suite = cut.head, cut.suite

@@ -18,10 +18,10 @@ from harness.deployment import certificate, leftovers, pnputil, services
 from harness.deployment.plan import GUEST_ROOT, REMOVE_OLDER, TASK_PREFIX, Plan, StepResult, UnloadError
 from harness.package import Package
 from harness.remote.guest import Guest
-from harness.remote.polling import wait_until
 from harness.remote.repeating import repeated
 from vm.deadline import Deadline
 from vm.errors import DownlinkError, GuestError
+from vm.waiting import wait_until
 
 REACH_SECONDS = 60.0
 """How long a guest that was lost may take to answer again, so that it can be cleaned."""

@@ -8,9 +8,9 @@ from harness.deployment.plan import Plan, UnloadError
 from harness.remote.channels import CommandResult
 from harness.remote.faults import ConnectionLostError
 from harness.remote.guest import Guest
-from harness.remote.polling import wait_until
 from vm.deadline import Deadline
 from vm.errors import DeadlineExceededError, GuestError
+from vm.waiting import wait_until
 
 SHUTDOWN_IN_PROGRESS = 1115
 _SERVICE_ALREADY_RUNNING = 0x80070420

@@ -8,9 +8,9 @@ from harness.deployment.steps import Step, Steps
 from harness.package import Package
 from harness.remote.channels import CommandResult, Upload
 from harness.remote.guest import Guest, failure
-from harness.remote.polling import wait_until
 from vm.deadline import Deadline
 from vm.errors import DeadlineExceededError
+from vm.waiting import wait_until
 
 _SERVICE_EXISTS = 1073
 

@@ -7,8 +7,8 @@ from pathlib import PureWindowsPath
 
 from harness.deployment.plan import Plan
 from harness.remote.guest import Guest, failure
-from harness.remote.polling import wait_until
 from vm.deadline import Deadline
+from vm.waiting import wait_until
 
 SERVICE_DOES_NOT_EXIST = 1060
 SERVICE_MARKED_FOR_DELETE = 1072

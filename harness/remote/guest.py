@@ -11,7 +11,6 @@ from harness.log import Log
 from harness.remote.addresses import CurrentAddress
 from harness.remote.channels import CommandResult, Commands, ContentError, Files, Upload, shown_code
 from harness.remote.local import LocalCommands, LocalFiles
-from harness.remote.polling import wait_until
 from harness.remote.quoting import COMMAND_LINE_CHARACTERS, command_line
 from harness.remote.repeating import repeated
 from harness.remote.sftp import Sftp
@@ -21,6 +20,7 @@ from harness.remote.winrm_files import WinRmFiles
 from vm.deadline import Deadline
 from vm.errors import DeadlineExceededError, GuestError, MachineError
 from vm.machine import Channel, GuestAddress
+from vm.waiting import wait_until
 
 BOOT_KEY = r"HKLM\SYSTEM\CurrentControlSet\Control\Session Manager\Memory Management\PrefetchParameters"
 BOOT_VALUE = "BootId"

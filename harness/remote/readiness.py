@@ -6,9 +6,9 @@ import time
 
 from harness.remote.faults import ConnectionLostError, LogonError, NoNtlmError, ShellGoneError, StatusError
 from harness.remote.guest import Guest
-from harness.remote.polling import wait_until
 from vm.deadline import Deadline
 from vm.errors import DeadlineExceededError, GuestError
+from vm.waiting import wait_until
 
 COMMAND_SECONDS = 20.0
 

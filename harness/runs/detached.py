@@ -19,7 +19,6 @@ from xml.sax.saxutils import escape
 
 from harness.deployment.plan import GUEST_ROOT
 from harness.remote.guest import Guest
-from harness.remote.polling import INTERVAL_SECONDS, wait_until
 from harness.remote.repeating import UNKNOWN_FATE
 from harness.runs import upload
 from harness.runs.journal import Event
@@ -27,6 +26,7 @@ from harness.runs.stream import EventStream
 from harness.runs.suite import ERRORS_FILE, OUTPUT_FILE, WORKING_DIRECTORY, SuiteEnd, results_directory
 from vm.deadline import Deadline
 from vm.errors import DeadlineExceededError, DownlinkError, GuestError
+from vm.waiting import INTERVAL_SECONDS, wait_until
 
 SILENCE_SECONDS = 30.0
 """A task whose status has not beaten for so long is asked about: it beats once a second."""

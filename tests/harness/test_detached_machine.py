@@ -20,7 +20,6 @@ import pytest
 from harness import verbs
 from harness.package import Package
 from harness.remote.guest import Guest
-from harness.remote.polling import wait_until
 from harness.runs.results import Outcome
 from tests.harness import remote_lab
 from tests.harness.doors import move as move_through
@@ -29,6 +28,7 @@ from tests.harness.remote_lab import ROOT, VARIABLE, Harness, Host, soon
 from vm.emulated.machine import EmulatedMachine
 from vm.errors import DownlinkError, MachineError
 from vm.machine import MachineState
+from vm.waiting import wait_until
 
 GATED = """
 import time
@@ -93,7 +93,7 @@ class Checkout(Harness):
         )
 
     def resume(self) -> int:
-        return verbs.resume(self.configuration, verbs.Choices(), self.console)
+        return verbs.resume(self.configuration, self.console)
 
     def assert_whole(self) -> None:
         """Every test once in journal and JUnit file, and all of them passed."""

@@ -157,12 +157,19 @@ def test_a_checkpoint_by_name_is_refused_where_there_are_none(harness: Callable[
         harness(GOOD_SUITE).test(checkpoint="verifier")
 
 
+def test_a_run_goes_on_as_it_was_begun(harness: Callable[[str], Harness]) -> None:
+    sample = harness(GOOD_SUITE)
+
+    with pytest.raises(ConfigurationError, match="goes on as it was begun"):
+        verbs.resume(sample.configuration, sample.console, verbs.Choices(select="one"))
+
+
 def test_a_run_that_came_to_its_end_is_not_resumed(harness: Callable[[str], Harness]) -> None:
     sample = harness(GOOD_SUITE)
     sample.test()
 
     with pytest.raises(DownlinkError, match="has come to its end"):
-        verbs.resume(sample.configuration, verbs.Choices(), sample.console)
+        verbs.resume(sample.configuration, sample.console)
 
 
 def test_a_run_that_held_on_to_its_suite_cannot_be_resumed(harness: Callable[[str], Harness]) -> None:
@@ -174,7 +181,7 @@ def test_a_run_that_held_on_to_its_suite_cannot_be_resumed(harness: Callable[[st
     )
 
     with pytest.raises(DownlinkError, match="does not go on without its host"):
-        verbs.resume(sample.configuration, verbs.Choices(), sample.console)
+        verbs.resume(sample.configuration, sample.console)
 
 
 def test_a_selection_reaches_the_guest(harness: Callable[[str], Harness]) -> None:

@@ -17,6 +17,7 @@ from vm.hyperv.readiness import Readiness
 from vm.hyperv.record import READY, Record
 from vm.managed import Say, Source
 from vm.powershell.script import ScriptError
+from vm.waiting import wait_until
 
 if TYPE_CHECKING:
     from vm.hyperv.machine import HypervMachine
@@ -291,12 +292,14 @@ class Creation:
         # Windows restarts by itself while it sets itself up, with and without an account that takes commands.
         readiness.credential_seconds = deadline.remaining if bootstrap else readiness.credential_seconds
         readiness.heartbeat(deadline)
-        while True:
+        told: dict[str, Any] = {}
+
+        def set_up() -> str | None:
+            nonlocal told
             told = readiness.guest("Test-Guest", secret, deadline)
-            if told["setup"] in ("", "IMAGE_STATE_COMPLETE"):
-                break
-            time.sleep(min(0.5, deadline.remaining))
-            deadline.check("Windows to set itself up", last_seen=told["setup"], machine=self._machine.name)
+            return None if told["setup"] in ("", "IMAGE_STATE_COMPLETE") else str(told["setup"])
+
+        wait_until(set_up, "Windows to set itself up", deadline, machine=self._machine.name)
         if not told["pending"]:
             return told
         self._in_guest("Restart-Guest", record, deadline, secret=secret)
@@ -313,11 +316,14 @@ class Creation:
         self, record: Record, readiness: Readiness, secret: dict[str, str], before: str, deadline: Deadline
     ) -> dict[str, Any]:
         """Wait until the guest answers with another boot identity."""
-        while (told := readiness.guest("Test-Guest", secret, deadline))["boot_id"] == before:
-            time.sleep(min(0.2, deadline.remaining))
-            deadline.check(
-                "the guest to restart", last_seen=f"still the boot {before}", machine=self._machine.name
-            )
+        told: dict[str, Any] = {}
+
+        def restarted() -> str | None:
+            nonlocal told
+            told = readiness.guest("Test-Guest", secret, deadline)
+            return f"still the boot {before}" if told["boot_id"] == before else None
+
+        wait_until(restarted, "the guest to restart", deadline, machine=self._machine.name)
         return told
 
     def _in_guest(

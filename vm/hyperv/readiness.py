@@ -12,9 +12,9 @@ from vm.errors import DeadlineExceededError, DownlinkError, MachineError
 from vm.hyperv import guests
 from vm.hyperv.host import NOT_YET, HyperVHost
 from vm.hyperv.settings import HypervSettings
-from vm.hyperv.waiting import wait_until
 from vm.machine import GuestAddress
 from vm.powershell.script import ScriptError
+from vm.waiting import wait_until
 
 CREDENTIAL_SECONDS = 120.0
 """A guest whose heartbeat is fine and that has refused the password for so long means it."""

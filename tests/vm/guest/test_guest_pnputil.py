@@ -433,8 +433,8 @@ def test_a_restart_that_was_asked_for_is_begun(stubborn: Package, prompt: Prompt
     assert prompt("pnputil /delete-driver oem0.inf /uninstall /reboot").code == 1641
     for delivered in prompt.delivered:
         delivered()
-    from harness.remote.polling import wait_until
     from vm.deadline import Deadline
+    from vm.waiting import wait_until
 
     wait_until(
         lambda: None if prompt.happened == [PowerAction.RESTART] else "no restart",

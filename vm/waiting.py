@@ -1,4 +1,4 @@
-"""Waiting for what a Hyper-V host or a guest does not announce: ask, remember what was seen, ask again."""
+"""Waiting for something that does not announce itself: ask, remember what was seen, ask again. A leaf."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from collections.abc import Callable
 from vm.deadline import Deadline
 from vm.errors import DeadlineExceededError
 
-INTERVAL_SECONDS = 0.2
-"""Pause between two questions; a question by itself takes 0.3 s and more on a real host."""
+INTERVAL_SECONDS = 0.1
+"""Pause between two questions."""
 
 
 def wait_until(probe: Callable[[], str | None], what: str, deadline: Deadline, *, machine: str) -> None:
